@@ -1,0 +1,1 @@
+"""The networks that ARCH_REGISTRY gets."""

@@ -1,0 +1,81 @@
+"""The data of a training run: its training set as a stream of batches, and its validation loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hat_plugin.data.build import build_dataset
+from hat_plugin.data.loader import PictureLoader, build_train_loader, build_val_loader
+from hat_plugin.data.sampler import samples_per_epoch
+from hat_plugin.engine import distributed
+from hat_plugin.engine.resume import Progress
+from hat_plugin.errors import HatPluginError
+
+
+def total_batch_size(opt: dict[str, Any]) -> int:
+    """Samples an iteration over all ranks: ``train: total_batch_size``, or all their ``batch_size_per_gpu``."""
+    total = opt['train'].get('total_batch_size')
+    if total is None:
+        per_rank = opt['datasets']['train']['batch_size_per_gpu'] * (1 if opt['dist'] else max(opt['num_gpu'], 1))
+        return int(per_rank * opt['world_size'])
+    if total % opt['world_size']:
+        raise HatPluginError(f'train: total_batch_size: {total} does not divide among {opt["world_size"]} ranks')
+    return int(total)
+
+
+@dataclass
+class TrainingData:
+    """The training set and the validation loaders."""
+
+    dataset: Any
+    options: dict[str, Any]
+    total_batch: int
+    epoch_length: int
+    val_loaders: list[PictureLoader]
+
+    @classmethod
+    def build(cls, opt: dict[str, Any], world: distributed.World) -> TrainingData:
+        """Build all data sets of the options."""
+        train_opt, val_loaders = opt['datasets']['train'], []
+        dataset = build_dataset(train_opt)
+        for phase, options in opt['datasets'].items():
+            if phase.split('_')[0] == 'val':
+                val_set = build_dataset(options)
+                val_loaders.append(build_val_loader(val_set, options, rank=world.rank, world_size=world.size))
+        epoch_length = samples_per_epoch(len(dataset), train_opt.get('dataset_enlarge_ratio') or 1)
+        return cls(dataset, train_opt, total_batch_size(opt), epoch_length, val_loaders)
+
+    def epoch(self, progress: Progress) -> int:
+        """Whole passes over the training set, ``dataset_enlarge_ratio`` counted in."""
+        return progress.samples // self.epoch_length
+
+    def batches(self, progress: Progress) -> Iterator[dict[str, Any]]:
+        """This rank's batches from where the run is, without end."""
+        world, workers = distributed.current_world(), int(self.options.get('num_worker_per_gpu') or 0)
+        loader = build_train_loader(
+            self.dataset,
+            self.options,
+            seed=progress.seed or 0,
+            rank=world.rank,
+            world_size=world.size,
+            batch_size=self.total_batch // world.size,
+            start_sample=progress.samples,
+            num_workers=workers,
+        )
+        return iter(loader)
+
+    def log(self, logger: Any, opt: dict[str, Any], total_iter: int) -> None:
+        """BasicSR's training statistics."""
+        iterations = -(-self.epoch_length // self.total_batch)
+        logger.info(
+            'Training statistics:'
+            f'\n\tNumber of train images: {len(self.dataset)}'
+            f'\n\tDataset enlarge ratio: {self.options.get("dataset_enlarge_ratio", 1)}'
+            f'\n\tBatch size per gpu: {self.options["batch_size_per_gpu"]}'
+            f'\n\tTotal batch size: {self.total_batch}'
+            f'\n\tWorld size (gpu number): {opt["world_size"]}'
+            f'\n\tRequire iter number per epoch: {iterations}'
+            f'\n\tTotal epochs: {-(-total_iter // iterations)}; iters: {total_iter}.'
+        )

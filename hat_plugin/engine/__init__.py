@@ -1,0 +1,1 @@
+"""What every run needs; nothing here knows a network by name."""

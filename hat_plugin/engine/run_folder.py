@@ -1,0 +1,92 @@
+"""The folders of a run, laid out as BasicSR lays them out: experiments/<name>, tb_logger/<name>, results/<name>."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from basicsr.utils import get_root_logger
+
+from hat_plugin.engine.files import remove_leftovers, write_text_atomic
+from hat_plugin.errors import HatPluginError
+
+
+def create(opt: dict[str, Any], option_file: str, *, resuming: bool) -> None:
+    """Make a training run's folders and keep the option file in them.
+
+    A run of the same name from before is moved aside to ``<name>_archived_<time>`` unless it is resumed. Called once
+    everything else is known to be good, so that a failed start moves nothing.
+
+    Raises:
+        HatPluginError: the folders cannot be made.
+    """
+    experiment = Path(opt['path']['experiments_root'])
+    try:
+        text = _annotated(option_file)  # first: the file may lie in the folder that is moved aside
+        if not resuming:
+            _archive(experiment)
+            if _wants_tensorboard(opt):
+                _archive(_tensorboard_folder(opt))
+        for key in ('models', 'training_states', 'visualization'):
+            Path(opt['path'][key]).mkdir(parents=True, exist_ok=True)
+        for key in ('models', 'training_states'):
+            remove_leftovers(opt['path'][key])
+        write_text_atomic(experiment / Path(option_file).name, text)
+    except OSError as error:
+        raise HatPluginError(f'{experiment}: the folder of the run cannot be made ({error})') from error
+
+
+def create_results(opt: dict[str, Any], option_file: str) -> None:
+    """Make a test run's folder; results of the same name from before are moved aside.
+
+    Raises:
+        HatPluginError: the folder cannot be made.
+    """
+    results = Path(opt['path']['results_root'])
+    try:
+        text = _annotated(option_file)
+        _archive(results)
+        Path(opt['path']['visualization']).mkdir(parents=True)
+        write_text_atomic(results / Path(option_file).name, text)
+    except OSError as error:
+        raise HatPluginError(f'{results}: the folder of the results cannot be made ({error})') from error
+
+
+def _archive(folder: Path) -> None:
+    if not folder.exists():
+        return
+    base = folder.with_name(f'{folder.name}_archived_{time.strftime("%Y%m%d_%H%M%S")}')
+    target, number = base, 1
+    while target.exists():  # a second one in the same second
+        number += 1
+        target = base.with_name(f'{base.name}_{number}')
+    get_root_logger().info(f'{folder} is there from an earlier run; it is moved to {target.name}')
+    shutil.move(folder, target)
+
+
+def _annotated(option_file: str) -> str:
+    """The option file's text, under the time and the command as BasicSR notes them."""
+    head = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {" ".join(sys.argv)}\n\n'
+    return head + Path(option_file).read_text(encoding='utf-8')
+
+
+def _wants_tensorboard(opt: dict[str, Any]) -> bool:
+    return bool(opt['logger'].get('use_tb_logger')) and 'debug' not in opt['name']
+
+
+def _tensorboard_folder(opt: dict[str, Any]) -> Path:
+    return Path(opt['root_path']) / 'tb_logger' / opt['name']
+
+
+def open_loggers(opt: dict[str, Any]) -> Any:
+    """TensorBoard's writer where the options ask for it (None otherwise), and Weights & Biases, which mirrors it."""
+    from basicsr.utils import init_tb_logger, init_wandb_logger
+
+    if not _wants_tensorboard(opt):
+        return None
+    if (opt['logger'].get('wandb') or {}).get('project'):
+        init_wandb_logger(opt)
+    return init_tb_logger(log_dir=str(_tensorboard_folder(opt)))

@@ -1,0 +1,99 @@
+"""Sections held against each other: scale, channels, batches, names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from hat_plugin.engine.schema.classes import registered
+from hat_plugin.engine.schema.data import dataset_schema
+from hat_plugin.engine.schema.report import section_of, shown
+
+Problems = list[str]
+
+
+def fit_problems(opt: Mapping[str, Any], *, is_train: bool) -> Problems:
+    """What does not fit together; what is wrong by itself is told of elsewhere."""
+    return [
+        *_scale_problems(opt, is_train),
+        *_channel_problems(opt),
+        *_batch_problems(opt),
+        *_name_problems(opt),
+    ]
+
+
+def _channel_problems(opt: Mapping[str, Any]) -> Problems:
+    """Pictures must have as many channels as the network takes; only where both say it in BasicSR's words."""
+    name = next((key for key in ('in_chans', 'num_in_ch') if key in section_of(opt, 'network_g')), None)
+    wanted = _whole(section_of(opt, 'network_g')[name]) if name else 0
+    problems: Problems = []
+    for key, section in section_of(opt, 'datasets').items() if wanted else []:
+        if not _tells_channels(section):
+            continue
+        given = 1 if section.get('color') == 'y' or section.get('channels') == 1 else 3
+        if given != wanted:
+            problems.append(
+                f'datasets: {key}: gives pictures of {given} channel{"s" * (given > 1)}, network_g: {name} is {wanted};'
+                f' write {name}: {given}' + (', or color: y here' if wanted == 1 else '')
+            )
+    return problems
+
+
+def _tells_channels(section: Any) -> bool:
+    """Whether a data set makes pictures as BasicSR's do: colour, but for ``color: y``."""
+    kind = registered('DATASET_REGISTRY', section.get('type')) if isinstance(section, Mapping) else None
+    schema = dataset_schema(kind, training=False) if kind is not None else None
+    return schema is not None and {'color', 'mean', 'std'} <= schema.model_fields.keys()
+
+
+def _scale_problems(opt: Mapping[str, Any], is_train: bool) -> Problems:
+    problems: Problems = []
+    scale, upscale = _whole(opt.get('scale')), _whole(section_of(opt, 'network_g').get('upscale'))
+    if scale and upscale and scale != upscale:
+        problems.append(
+            f'network_g: upscale: {upscale} differs from the top-level scale: {scale}; write the same number in both'
+        )
+    for key, section in section_of(opt, 'datasets').items() if is_train else []:
+        gt_size = _whole(section.get('gt_size')) if isinstance(section, Mapping) else 0
+        if scale and gt_size % scale:
+            near = gt_size // scale * scale
+            remedy = f'write {near + scale}' + (f' or {near}' if near else '')
+            problems.append(f'datasets: {key}: gt_size: {gt_size} is no multiple of scale {scale}; {remedy}')
+    return problems
+
+
+def _batch_problems(opt: Mapping[str, Any]) -> Problems:
+    total = _whole(section_of(opt, 'train').get('total_batch_size'))
+    world_size = _whole(opt.get('world_size')) or _world_size()
+    if total % world_size == 0:
+        return []
+    remedy = f'write a multiple of {world_size}'
+    return [f'train: total_batch_size: {total} cannot be shared by {world_size} processes; {remedy}']
+
+
+def _name_problems(opt: Mapping[str, Any]) -> Problems:
+    """Two sets under one name would overwrite each other's pictures and figures (a training set has none)."""
+    holders: dict[str, str] = {}
+    problems: Problems = []
+    for key, section in section_of(opt, 'datasets').items():
+        name = section.get('name') if isinstance(section, Mapping) else None
+        if not isinstance(name, str) or str(key).split('_')[0] == 'train':
+            continue
+        holder = holders.setdefault(name, str(key))
+        if holder != key:
+            problems.append(f'datasets: {key}: name: {shown(name)} is taken by {holder}; give it another')
+    return problems
+
+
+def _world_size() -> int:
+    """Number of processes, as torchrun tells it."""
+    value = os.environ.get('WORLD_SIZE', '')
+    return int(value) if value.isdecimal() and int(value) > 0 else 1
+
+
+def _whole(value: Any) -> int:
+    """A positive whole number, or 0 for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) > 1e12:
+        return 0
+    return max(0, int(value)) if value == int(value) else 0

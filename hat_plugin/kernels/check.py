@@ -1,0 +1,43 @@
+"""Compare a compiled library with plain torch: ``python -m hat_plugin.kernels.check FILE``. `build` runs it."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from hat_plugin.kernels.library import open_library
+from hat_plugin.kernels.native import run_windows
+
+
+def largest_error(library_file: Path, dtype: torch.dtype, queries: int, keys: int, width: int, threads: int) -> float:
+    """Largest difference from fp64 on random numbers, as a part of the largest value."""
+    library = open_library(library_file)
+    random = torch.Generator().manual_seed(0)
+    q, k, v, bias = (
+        torch.randn(shape, generator=random).to(dtype)
+        for shape in ((3, 2, queries, width), (3, 2, keys, width), (3, 2, keys, width), (2, queries, keys))
+    )
+    found = run_windows(library, q, k, v, bias, None, width**-0.5, threads=threads).double()
+    q, k, v, bias = (x.double() for x in (q, k, v, bias))
+    expected = F.scaled_dot_product_attention(q, k, v, bias[None], scale=width**-0.5)
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def main(argv: list[str]) -> int:
+    """0 if the library computes what it should."""
+    for (dtype, bound), (queries, keys, width), threads in itertools.product(
+        ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)), ((64, 144, 30), (49, 49, 17)), (1, 2)
+    ):
+        error = largest_error(Path(argv[0]), dtype, queries, keys, width, threads)
+        if not error < bound:
+            sys.stderr.write(f'{dtype}, {queries} queries, {keys} keys, width {width}: error {error}, bound {bound}\n')
+            return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,114 @@
+"""The compiled kernels: where they lie, and their C interface.
+
+They are compiled by `hat_plugin.kernels.build`, once a machine, into a folder of the user's own. The file's name has
+the content of the source, the compiler's flags and the processor in it, so that an update or another machine with the
+same home folder never meets a library that is not its own. The version of torch does not matter: the interface is
+plain C.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import stat
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name('window_attention.cpp')
+HEADER = Path(__file__).with_name('vectors.hpp')
+FLAGS = (
+    *('-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno'),
+    *('-fopenmp', '-fPIC', '-Wno-psabi'),
+)
+
+_FOUR = ctypes.c_int64 * 4
+_POINTERS = ('q', 'k', 'v', 'bias', 'mask', 'out')
+_STRIDES = ('q_stride', 'k_stride', 'v_stride', 'out_stride')
+_NUMBERS = (
+    *('batch', 'heads', 'width', 'height_q', 'width_q', 'height_k', 'width_k', 'rows', 'columns'),
+    *('window_height', 'window_width', 'key_height', 'key_width', 'margin', 'shift', 'mask_mode'),
+    *('half', 'half_bias', 'threads'),
+)
+
+
+class WindowAttentionArguments(ctypes.Structure):
+    """The struct WindowAttention of window_attention.cpp, field by field; what they mean is said there."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, _FOUR) for name in _STRIDES),
+        *((name, ctypes.c_int64) for name in _NUMBERS),
+        ('scale', ctypes.c_double),
+    )
+
+
+def strides(batch: int, row: int, column: int, head: int) -> ctypes.Array[ctypes.c_int64]:
+    """A tensor's strides in elements, as the struct holds them."""
+    return _FOUR(batch, row, column, head)
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels lie: HAT_KERNEL_CACHE, else hat_plugin/kernels in XDG_CACHE_HOME or ``~/.cache``."""
+    named = os.environ.get('HAT_KERNEL_CACHE')
+    if named:
+        return Path(named)
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'hat_plugin' / 'kernels'
+
+
+def library_path() -> Path:
+    """The file that holds the kernels for this source, these flags and this processor, built or not."""
+    content = b'\0'.join([SOURCE.read_bytes(), HEADER.read_bytes(), ' '.join(FLAGS).encode(), _processor().encode()])
+    return cache_folder() / f'window_attention-{hashlib.sha256(content).hexdigest()[:20]}.so'
+
+
+def _processor() -> str:
+    """What instructions compiled for this machine may use."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace').splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    return platform.machine() + ''.join(next((line for line in lines if line.startswith(('flags', 'Features'))), ''))
+
+
+def private(path: Path) -> bool:
+    """Whether nobody but this user (or root) can have written what is there: what is loaded runs as this user."""
+    found = path.stat()
+    return found.st_uid in (os.geteuid(), 0) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+@functools.lru_cache(maxsize=1)
+def load() -> ctypes.CDLL | None:
+    """The kernels, or None where they have not been built; says why once. Nothing is compiled here."""
+    try:
+        path = library_path()
+        if not path.is_file():
+            logger.info('no C++ attention kernel (%s): `python -m hat_plugin.kernels.build` compiles it', path)
+            return None
+        if not (private(path.parent) and private(path)):
+            logger.warning('not loading %s: others than its owner may write there; chmod go-w its folder and it', path)
+            return None
+        return open_library(path)
+    except (OSError, RuntimeError, AttributeError) as error:  # no home folder, a damaged file, no libgomp
+        logger.warning('the C++ attention kernel cannot be loaded (%s): attention runs through torch', error)
+        return None
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """Load a file and declare its functions.
+
+    OpenMP is left unresolved in it, so that it takes the one that torch has loaded: two would be two pools of threads.
+
+    Raises:
+        OSError: it is no library for this machine, or torch came without OpenMP.
+    """
+    library = ctypes.CDLL(str(path))
+    library.hat_window_attention.argtypes = [ctypes.POINTER(WindowAttentionArguments)]
+    library.hat_window_attention.restype = ctypes.c_int
+    library.hat_window_attention_features.argtypes = []
+    library.hat_window_attention_features.restype = ctypes.c_int
+    return library

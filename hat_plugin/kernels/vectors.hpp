@@ -1,0 +1,179 @@
+// Vectors of fp32 and bf16, and the two ways of multiplying them that window_attention.cpp is built from.
+//
+// Vectors are GCC's and clang's own (any processor). bf16 products go through AVX512_BF16 where the compiler may use
+// it; elsewhere bf16 is widened to fp32 while it is packed.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, ROWS = 8;
+#elif defined(__AVX__)
+constexpr int BYTES = 32, ROWS = 6;
+#elif defined(__aarch64__)
+constexpr int BYTES = 16, ROWS = 8;
+#else
+constexpr int BYTES = 16, ROWS = 4;
+#endif
+constexpr int LANES = BYTES / 4;
+constexpr int PANEL = 2 * LANES;  // keys that are worked on at once
+
+typedef float Floats __attribute__((vector_size(BYTES)));
+typedef int32_t Ints __attribute__((vector_size(BYTES)));
+typedef uint32_t Bits __attribute__((vector_size(BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(BYTES / 2)));
+
+typedef uint16_t bf16;
+
+inline Floats all(float value) { return Floats{} + value; }
+
+template <class V> inline V read(const void *from) {
+    V value;
+    std::memcpy(&value, from, sizeof(V));
+    return value;
+}
+
+template <class V> inline void write(void *to, V value) { std::memcpy(to, &value, sizeof(V)); }
+
+// ---- fp32 and bf16, LANES at a time -------------------------------------------------------------------------------
+
+#if defined(__AVX512F__)  // gcc 12 makes three instructions of the other line
+inline Bits widen(Halves halves) { return (Bits)_mm512_cvtepu16_epi32((__m256i)halves); }
+#else
+inline Bits widen(Halves halves) { return __builtin_convertvector(halves, Bits); }
+#endif
+
+// Round to nearest even; a NaN stays one.
+inline Bits rounded(Floats value) {
+    const Bits bits = (Bits)value;
+    const Bits nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const Ints number = value == value;
+    return (nearest & (Bits)number) | (0x7fc0u & ~(Bits)number);
+}
+
+// The first `count` of LANES elements, raw: fp32's bits, or bf16's widened to 32 bits; zeros behind them.
+inline Bits raw(const float *from, int64_t count) {
+    if (count >= LANES) return read<Bits>(from);
+#if defined(__AVX512F__)
+    return (Bits)_mm512_maskz_loadu_epi32((__mmask16)((1u << count) - 1), from);
+#else
+    uint32_t part[LANES] = {};
+    std::memcpy(part, from, count * sizeof(float));
+    return read<Bits>(part);
+#endif
+}
+
+inline Bits raw(const bf16 *from, int64_t count) {
+    if (count >= LANES) return widen(read<Halves>(from));
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    return widen((Halves)_mm256_maskz_loadu_epi16((__mmask16)((1u << count) - 1), from));
+#else
+    bf16 part[LANES] = {};
+    std::memcpy(part, from, count * sizeof(bf16));
+    return widen(read<Halves>(part));
+#endif
+}
+
+inline Floats load(const float *from, int64_t count) { return (Floats)raw(from, count); }
+inline Floats load(const bf16 *from, int64_t count) { return (Floats)(raw(from, count) << 16); }
+
+inline void store(float *to, Floats value, int64_t count) {
+    if (count >= LANES) return write(to, value);
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), (__m512)value);
+#else
+    std::memcpy(to, &value, count * sizeof(float));
+#endif
+}
+
+inline void store(bf16 *to, Floats value, int64_t count) {
+    const Halves halves = __builtin_convertvector(rounded(value), Halves);
+    std::memcpy(to, &halves, std::min<int64_t>(count, LANES) * sizeof(bf16));
+}
+
+inline float largest(Floats value) {
+    float found = value[0];
+    for (int lane = 1; lane < LANES; ++lane) found = value[lane] > found ? value[lane] : found;
+    return found;
+}
+
+inline float total(Floats value) {
+    float sum = 0;
+    for (int lane = 0; lane < LANES; ++lane) sum += value[lane];
+    return sum;
+}
+
+// 2 ** x for x <= 0, to 1e-7 of its value; what is below 2 ** -126 becomes 2 ** -126. A NaN stays one.
+inline Floats power_of_two(Floats x) {
+    x = x < -126.0f ? all(-126.0f) : x;
+    const Floats shifted = x + 12582912.0f;  // 1.5 * 2 ** 23: the nearest integer falls into the lowest bits
+    const Floats rest = x - (shifted - 12582912.0f);
+    Floats y = all(1.326472720e-3f);  // minimax on [-0.5, 0.5]
+    y = y * rest + 9.671512640e-3f;
+    y = y * rest + 5.550733743e-2f;
+    y = y * rest + 2.402224209e-1f;
+    y = y * rest + 6.931469776e-1f;
+    y = y * rest + 1.0f;
+    return (Floats)((Ints)y + ((Ints)shifted << 23));
+}
+
+// ---- two ways of multiplying ---------------------------------------------------------------------------------------
+// A unit is what one 32-bit lane holds along the dimension that is summed over: one fp32 number, or two bf16 numbers.
+
+struct Single {
+    static constexpr int UNIT = 1;
+    static inline Floats fma(Floats sum, uint32_t unit, Bits units) {
+        float value;
+        std::memcpy(&value, &unit, 4);
+        return sum + value * (Floats)units;
+    }
+    // Two vectors of weights as PANEL / UNIT units.
+    static inline void put_weights(uint32_t *to, Floats first, Floats second) {
+        write(to, first);
+        write(to + LANES, second);
+    }
+};
+
+#if defined(__AVX512BF16__)
+struct Pair {
+    static constexpr int UNIT = 2;
+    static inline Floats fma(Floats sum, uint32_t unit, Bits units) {
+        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)unit), (__m512bh)units);
+    }
+    static inline void put_weights(uint32_t *to, Floats first, Floats second) {
+        write(to, (Bits)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+    }
+};
+#endif
+
+// One row of `width` channels as units: pairs of neighbours for bf16. `to` has room for whole vectors.
+inline void row_units(Single *, const float *from, int64_t width, uint32_t *to) {
+    for (int64_t c = 0; c < width; c += LANES) write(to + c, raw(from + c, width - c));
+}
+inline void row_units(Single *, const bf16 *from, int64_t width, uint32_t *to) {
+    for (int64_t c = 0; c < width; c += LANES) write(to + c, raw(from + c, width - c) << 16);
+}
+// Two rows of `width` channels as units: the same channel of both for bf16.
+inline Bits paired(Single *, const float *first, const float *, int64_t count) { return raw(first, count); }
+inline Bits paired(Single *, const bf16 *first, const bf16 *, int64_t count) { return raw(first, count) << 16; }
+#if defined(__AVX512BF16__)
+inline void row_units(Pair *, const bf16 *from, int64_t width, uint32_t *to) {
+    for (int64_t c = 0; c < width; c += PANEL) {
+        const __mmask32 here = width - c >= PANEL ? 0xffffffffu : (1u << (width - c)) - 1;
+        write(to + c / 2, (Bits)_mm512_maskz_loadu_epi16(here, from + c));
+    }
+}
+inline Bits paired(Pair *, const bf16 *first, const bf16 *second, int64_t count) {
+    return raw(first, count) | (second ? raw(second, count) << 16 : Bits{});
+}
+#endif
+
+}  // namespace

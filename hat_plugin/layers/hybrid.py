@@ -1,0 +1,255 @@
+"""The blocks of HAT: hybrid attention (HAB), overlapping cross-attention (OCAB) and the residual group of both (RHAG).
+
+Source: "Activating More Pixels in Image Super-Resolution Transformer" (CVPR 2023), sections 3.2 and 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hat_plugin.layers.attention import WindowAttention, attention, gather_bias, merge_heads, split_heads
+from hat_plugin.layers.config import BlockConfig, WindowTables
+from hat_plugin.layers.linear import Linear, linear
+from hat_plugin.layers.local import CAB
+from hat_plugin.layers.residual import DropPath, add_in_strips, like_convolution, residual_convolution
+from hat_plugin.layers.strips import (
+    blocks_of,
+    chunk_windows,
+    like_weights,
+    map_rows,
+    read_windows,
+    use_strips,
+    write_windows,
+)
+from hat_plugin.layers.windows import (
+    overlapping_windows,
+    shifted_regions,
+    window_partition,
+    window_reverse,
+    windows_of_padded,
+)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between, token by token.
+
+    Args:
+        dim: number of channels.
+        hidden: number of channels in between.
+        drop: probability with which a value is left out in training, after each layer.
+    """
+
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = Linear(hidden, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) to the same shape."""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(like_weights(x, self.fc1))))))
+
+
+class HAB(nn.Module):
+    """Hybrid attention block: attention within (shifted) windows beside a channel attention block, then an MLP.
+
+    Args:
+        config: sizes.
+        shift_size: pixels by which windows are moved; 0 or half a window.
+        drop_path: probability with which a sample's attention, and its MLP, is left out in training.
+    """
+
+    def __init__(self, config: BlockConfig, shift_size: int = 0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.shift_size = shift_size
+        self.conv_scale = config.conv_scale
+        self.norm1 = config.norm_layer(config.dim)
+        self.attn = WindowAttention(
+            config.dim,
+            config.window_size,
+            config.num_heads,
+            qkv_bias=config.qkv_bias,
+            qk_scale=config.qk_scale,
+            attn_drop=config.attn_drop,
+            proj_drop=config.drop,
+        )
+        self.conv_block = CAB(config.dim, config.compress_ratio, config.squeeze_factor)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = config.norm_layer(config.dim)
+        self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio), config.drop)
+
+    def forward(self, x: Tensor, tables: WindowTables) -> Tensor:
+        """(B, H, W, C) to the same shape; H and W are multiples of the window."""
+        if use_strips(x, self):
+            return self._in_strips(x, tables)
+        x = x + self._attend_and_convolve(self.norm1(x), tables)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _attend_and_convolve(self, x: Tensor, tables: WindowTables) -> Tensor:
+        """The two branches that see beyond a pixel: (B, H, W, C) to the same shape."""
+        attended = self.drop_path(self.attn(x, tables.self_index, tables.masks, self.shift_size))
+        return torch.add(attended, self.conv_block(x), alpha=self.conv_scale)
+
+    def _in_strips(self, x: Tensor, tables: WindowTables) -> Tensor:
+        """`forward` in inference: the convolution branch first, then all the rest a few windows at a time."""
+        batch, height, width, _ = x.shape
+        side, most = self.attn.window_size, chunk_windows(x, self.attn.window_size)
+        branch, weights = self.conv_block.in_strips(x, self.norm1)
+        weights = weights * self.conv_scale
+        result = branch if branch.dtype == x.dtype else torch.empty_like(x)  # a part is read before it is written
+        plain = gather_bias(self.attn.relative_position_bias_table, tables.self_index)
+        for region in shifted_regions(height // side, width // side, self.shift_size > 0):
+            bias = plain if region.mask is None else plain + tables.masks[region.mask]
+            top, left = (n * side + self.shift_size for n in (region.top, region.left))
+            for block in blocks_of(batch, region.rows, region.columns, side, most):
+                block = block._replace(top=block.top + top, left=block.left + left)
+                y = read_windows(x, block, side)
+                y = y + self.attn.attend_windows(self.norm1(y), bias)
+                y = y.addcmul_(read_windows(branch, block, side).to(y.dtype), weights[block.sample].to(y.dtype))
+                write_windows(result, block, y + self.mlp(self.norm2(y)), side)
+        return result
+
+
+class OCAB(nn.Module):
+    """Overlapping cross-attention block: a window's queries see keys and values from beyond its border, then an MLP.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.window_size = config.window_size
+        self.overlap_size = config.overlap_size
+        self.num_heads = config.num_heads
+        self.scale = config.qk_scale or (config.dim // config.num_heads) ** -0.5
+        rows = (config.window_size + config.overlap_size - 1) ** 2
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, config.num_heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.norm1 = config.norm_layer(config.dim)
+        self.qkv = Linear(config.dim, config.dim * 3, bias=config.qkv_bias)
+        self.proj = Linear(config.dim, config.dim)
+        self.norm2 = config.norm_layer(config.dim)
+        self.mlp = Mlp(config.dim, int(config.dim * config.mlp_ratio))
+
+    def forward(self, x: Tensor, tables: WindowTables) -> Tensor:
+        """(B, H, W, C) to the same shape; H and W are multiples of the window."""
+        if use_strips(x, self):
+            return self._in_strips(x, tables)
+        x = x + self.proj(self._attend(self.norm1(x), tables.overlap_index))
+        return x + self.mlp(self.norm2(x))
+
+    def _in_strips(self, x: Tensor, tables: WindowTables) -> Tensor:
+        """`forward` in inference: keys and values for a strip of window rows, then a few windows at a time."""
+        batch, height, width, channels = x.shape
+        side, most = self.window_size, chunk_windows(x, self.window_size)
+        margin = (self.overlap_size - side) // 2
+        bias = gather_bias(self.relative_position_bias_table, tables.overlap_index)
+        query_bias = None if self.qkv.bias is None else self.qkv.bias[:channels]
+        result = torch.empty_like(x)
+        rows = max(1, map_rows(x) // side) * side
+        for strip in blocks_of(batch, height // side, width // side, side, rows // side * (width // side)):
+            kv = self._keys_and_values(x[strip.sample], strip.top, strip.top + strip.height)
+            for part in blocks_of(1, strip.height // side, width // side, side, most):
+                block = part._replace(sample=strip.sample, top=part.top + strip.top)
+                y = read_windows(x, block, side)
+                tokens = like_weights(self.norm1(y), self.qkv)
+                (q,) = split_heads(linear(tokens, self.qkv.weight[:channels], query_bias), 1, self.num_heads)
+                seen = kv[
+                    None,
+                    part.top : part.top + part.height + 2 * margin,
+                    part.left : part.left + part.width + 2 * margin,
+                ]
+                k, v = split_heads(windows_of_padded(seen, side, self.overlap_size), 2, self.num_heads)
+                y = y + self.proj(merge_heads(attention(q, k, v, bias, scale=self.scale)))
+                write_windows(result, block, y + self.mlp(self.norm2(y)), side)
+        return result
+
+    def _keys_and_values(self, x: Tensor, top: int, bottom: int) -> Tensor:
+        """Keys and values of the rows [top, bottom) of an image (H, W, C) and the margin around, zeros outside it.
+
+        Returns:
+            (bottom - top + 2 * margin, W + 2 * margin, 2 * C).
+        """
+        height, width, channels = x.shape
+        margin = (self.overlap_size - self.window_size) // 2
+        weight = self.qkv.weight[channels:]
+        bias = None if self.qkv.bias is None else self.qkv.bias[channels:]
+        step = max(1, chunk_windows(x, self.window_size) * self.window_size**2 // width)
+        kv: Tensor | None = None
+        for row in range(max(0, top - margin), min(height, bottom + margin), step):
+            end = min(row + step, height, bottom + margin)
+            part = linear(like_weights(self.norm1(x[row:end]), self.qkv), weight, bias)
+            if kv is None:
+                kv = part.new_zeros(bottom - top + 2 * margin, width + 2 * margin, 2 * channels)
+            kv[row - top + margin : end - top + margin, margin : margin + width] = part
+        assert kv is not None
+        return kv
+
+    def _attend(self, x: Tensor, index: Tensor) -> Tensor:
+        """Attention before the projection: (B, H, W, C) to the same shape."""
+        _, height, width, channels = x.shape
+        bias = gather_bias(self.relative_position_bias_table, index)
+        q, kv = self.qkv(like_weights(x, self.qkv)).split([channels, 2 * channels], dim=-1)
+        (q,) = split_heads(window_partition(q, self.window_size), 1, self.num_heads)
+        k, v = split_heads(overlapping_windows(kv, self.window_size, self.overlap_size), 2, self.num_heads)
+        windows = merge_heads(attention(q, k, v, bias, scale=self.scale))
+        return window_reverse(windows, self.window_size, height, width)
+
+
+class AttenBlocks(nn.Module):
+    """Hybrid attention blocks, every second one shifted by half a window, then one overlapping cross-attention block.
+
+    Args:
+        config: sizes.
+        drop_path: one probability for each hybrid attention block.
+        checkpointed: how many of the first blocks recompute their activations in the backward pass.
+    """
+
+    def __init__(self, config: BlockConfig, drop_path: Sequence[float], checkpointed: int = 0) -> None:
+        super().__init__()
+        self.checkpointed = checkpointed
+        self.blocks = nn.ModuleList(
+            HAB(config, shift_size=config.window_size // 2 if number % 2 else 0, drop_path=probability)
+            for number, probability in enumerate(drop_path)
+        )
+        self.overlap_attn = OCAB(config)
+
+    def forward(self, x: Tensor, tables: WindowTables) -> Tensor:
+        """(B, H, W, C) to the same shape; H and W are multiples of the window."""
+        for number, block in enumerate((*self.blocks, self.overlap_attn)):
+            if number < self.checkpointed and torch.is_grad_enabled():
+                x = checkpoint(block, x, tables, use_reentrant=False)
+            else:
+                x = block(x, tables)
+        return x
+
+
+class RHAG(nn.Module):
+    """Residual hybrid attention group.
+
+    Args:
+        config: sizes.
+        drop_path: one probability for each hybrid attention block.
+        checkpointed: how many of the first blocks recompute their activations in the backward pass.
+        resi_connection: what stands before the residual addition, as in `residual_convolution`.
+    """
+
+    def __init__(
+        self, config: BlockConfig, drop_path: Sequence[float], checkpointed: int = 0, resi_connection: str = '1conv'
+    ) -> None:
+        super().__init__()
+        self.residual_group = AttenBlocks(config, drop_path, checkpointed)
+        self.conv = residual_convolution(resi_connection, config.dim)
+
+    def forward(self, x: Tensor, tables: WindowTables) -> Tensor:
+        """(B, H, W, C) to the same shape; H and W are multiples of the window."""
+        y = self.residual_group(x, tables)
+        if use_strips(x, self):
+            return add_in_strips(torch.empty_like(x), x, self.conv, lambda top, bottom: y[:, top:bottom])
+        return x + self.conv(like_convolution(y, self.conv).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -1,0 +1,105 @@
+"""What sees a neighbourhood by convolution: channel attention and the channel attention block (CAB).
+
+Source: "Image Super-Resolution Using Very Deep Residual Channel Attention Networks" (ECCV 2018), section 3.3; the block
+is that of the HAT paper (CVPR 2023), section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from hat_plugin.layers.strips import like_weights, map_rows, strips_of_rows
+
+
+class ChannelAttention(nn.Module):
+    """Weigh each channel by what the whole image has in it.
+
+    Args:
+        num_feat: number of channels.
+        squeeze_factor: num_feat // squeeze_factor channels are left in between.
+
+    Raises:
+        ValueError: no channel is left in between.
+    """
+
+    def __init__(self, num_feat: int, squeeze_factor: int = 16) -> None:
+        super().__init__()
+        squeezed = _reduced(num_feat, squeeze_factor, 'squeeze_factor')
+        self.attention = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(num_feat, squeezed, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(squeezed, num_feat, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return x * self.attention(x)
+
+
+class CAB(nn.Module):
+    """Channel attention block: two convolutions through a bottleneck, then channel attention.
+
+    Args:
+        num_feat: number of channels.
+        compress_ratio: num_feat // compress_ratio channels are left between the convolutions.
+        squeeze_factor: as in `ChannelAttention`.
+
+    Raises:
+        ValueError: no channel is left in between.
+    """
+
+    def __init__(self, num_feat: int, compress_ratio: int = 3, squeeze_factor: int = 30) -> None:
+        super().__init__()
+        compressed = _reduced(num_feat, compress_ratio, 'compress_ratio')
+        self.cab = nn.Sequential(
+            nn.Conv2d(num_feat, compressed, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(compressed, num_feat, 3, padding=1),
+            ChannelAttention(num_feat, squeeze_factor),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape; inside, the permuted view is channels_last, so nothing is copied."""
+        return self.cab(like_weights(x, self.cab[0]).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def in_strips(self, x: Tensor, prepare: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The block for inference, its last product left to the caller, who reads the features anyway.
+
+        Args:
+            x: (B, H, W, C).
+            prepare: what is done to each strip first, a normalisation; (B, h, W, C) to the same shape.
+
+        Returns:
+            Features (B, H, W, C), and the weights of their channels (B, 1, 1, C).
+        """
+        height = x.shape[1]
+
+        def source(top: int, bottom: int) -> Tensor:
+            return prepare(x[:, top:bottom]).permute(0, 3, 1, 2)
+
+        whole: Tensor | None = None
+        for top, bottom, strip in strips_of_rows(list(self.cab.children())[:3], source, height, map_rows(x)):
+            features = strip.permute(0, 2, 3, 1)
+            if bottom - top == height:
+                whole = features
+            else:
+                whole = features.new_empty(x.shape) if whole is None else whole
+                whole[:, top:bottom] = features
+        assert whole is not None
+        weigh = self.cab[3]
+        assert isinstance(weigh, ChannelAttention)
+        return whole, weigh.attention(whole.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def _reduced(channels: int, factor: int, name: str) -> int:
+    """channels // factor, at least 1."""
+    if not 1 <= factor <= channels:
+        raise ValueError(
+            f'{name} {factor} leaves {channels // factor if factor else "no"} of {channels} channels: '
+            f'give {name} between 1 and {channels}, or a larger embed_dim'
+        )
+    return int(channels // factor)

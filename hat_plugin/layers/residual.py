@@ -1,0 +1,85 @@
+"""Residual branches: what leaves them out in training, and the convolution before they are added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hat_plugin.layers.strips import flat_steps, like_weights, map_rows, strips_of_rows
+
+
+class DropPath(nn.Module):
+    """Leave a residual branch out, sample by sample, in training; the others make up for it.
+
+    Args:
+        drop_prob: probability with which a sample's branch is left out.
+
+    Source: "Deep Networks with Stochastic Depth" (ECCV 2016).
+    """
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) to the same shape."""
+        if self.drop_prob == 0.0 or not self.training:
+            return x
+        kept = torch.rand(x.shape[0], *(1,) * (x.ndim - 1), device=x.device) >= self.drop_prob
+        return x * kept.to(x.dtype).div_(1.0 - self.drop_prob)
+
+
+def like_convolution(x: Tensor, convolution: nn.Module) -> Tensor:
+    """x in the type of the weights of what `residual_convolution` made."""
+    return like_weights(x, flat_steps([convolution])[0])
+
+
+def add_in_strips(result: Tensor, x: Tensor, convolution: nn.Module, source: Callable[[int, int], Tensor]) -> Tensor:
+    """x + convolution(y) in inference, a strip of rows at a time.
+
+    Args:
+        result: takes the sum, (B, H, W, C); may be x itself.
+        x: (B, H, W, C).
+        convolution: what `residual_convolution` made.
+        source: makes the rows [top, bottom) of y, (B, bottom - top, W, C).
+
+    Returns:
+        result.
+    """
+
+    def rows_of(top: int, bottom: int) -> Tensor:
+        return source(top, bottom).permute(0, 3, 1, 2)
+
+    for top, bottom, strip in strips_of_rows(flat_steps([convolution]), rows_of, x.shape[1], map_rows(x)):
+        torch.add(x[:, top:bottom], strip.permute(0, 2, 3, 1), out=result[:, top:bottom])
+    return result
+
+
+def residual_convolution(resi_connection: str, dim: int) -> nn.Module:
+    """What stands before a residual addition, (B, C, H, W) to the same shape.
+
+    Args:
+        resi_connection: '1conv', '3conv' (a bottleneck of three, lighter; SwinIR's) or 'identity'.
+        dim: number of channels.
+
+    Raises:
+        ValueError: an unknown name, or too few channels for the bottleneck.
+    """
+    if resi_connection == '1conv':
+        return nn.Conv2d(dim, dim, 3, padding=1)
+    if resi_connection == 'identity':
+        return nn.Identity()
+    if resi_connection == '3conv' and dim >= 4:
+        return nn.Sequential(
+            nn.Conv2d(dim, dim // 4, 3, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(dim // 4, dim // 4, 1),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(dim // 4, dim, 3, padding=1),
+        )
+    raise ValueError(
+        f"resi_connection '{resi_connection}' with embed_dim {dim}: give '1conv', 'identity', "
+        "or '3conv' where embed_dim is 4 or more"
+    )

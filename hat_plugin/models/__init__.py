@@ -1,0 +1,1 @@
+"""The models that MODEL_REGISTRY gets: a training step and its validation."""

@@ -1,0 +1,73 @@
+"""A whole picture through a network, padded and in tiles where that is needed; used by validation, test and restore."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hat_plugin.archs.hat_arch import HAT
+from hat_plugin.engine.tiles import tiled_forward
+from hat_plugin.layers.embedding import pad_to_multiple
+from hat_plugin.layers.precision import prepare_for_inference
+
+Precision = Literal['fp32', 'bf16']
+
+
+class AnySize(nn.Module):
+    """A network with padding, cropping and precision around it; it counts how often it was called.
+
+    Args:
+        net: maps (B, C, h, w) to (B, C, h * scale, w * scale).
+        pad_to: h and w that `net` is given are multiples of this (BasicSR's SwinIR needs it, HAT pads itself).
+        scale: enlargement.
+        precision: 'bf16' computes products and convolutions in bfloat16 and the rest in float32, in HAT by weights
+            converted once (in place), in other networks by autocast; 'fp32' in what the weights are.
+    """
+
+    def __init__(self, net: nn.Module, pad_to: int, scale: int, precision: Precision = 'fp32') -> None:
+        super().__init__()
+        self.net, self.pad_to, self.scale, self.precision, self.calls = net, pad_to, scale, precision, 0
+        self._autocast = precision == 'bf16' and not isinstance(net, HAT)
+        if precision == 'bf16' and not self._autocast:
+            prepare_for_inference(net, 'mixed')
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] to (B, C, H * scale, W * scale), float32."""
+        self.calls += 1
+        height, width = image.shape[-2:]
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self._autocast):
+            output = self.net(pad_to_multiple(image, self.pad_to))
+        return output[..., : height * self.scale, : width * self.scale].float()
+
+
+@torch.no_grad()
+def restore_batch(net: nn.Module, lq: Tensor, opt: dict[str, Any]) -> tuple[Tensor, bool]:
+    """Restore a batch of one or more pictures.
+
+    Args:
+        net: the network, in eval mode.
+        lq: (B, C, H, W), RGB in [0, 1].
+        opt: the run's options: ``scale``, ``tile: {tile_size, tile_pad}`` where given, ``network_g: window_size``.
+
+    Returns:
+        (B, C, H * scale, W * scale) in float32, and whether it was put together from tiles.
+    """
+    scale = int(opt.get('scale') or 1)
+    window = int((opt.get('network_g') or {}).get('window_size') or getattr(net, 'window_size', 1) or 1)
+    tile_opt = opt.get('tile')
+    forward = AnySize(net, window, scale)
+    if tile_opt is None:
+        tile: int | Literal['auto'] = 'auto'
+        overlap = 2 * window
+    else:  # published: tiles of tile_size, each with tile_pad pixels of context on all sides
+        tile = int(tile_opt['tile_size']) + 2 * int(tile_opt.get('tile_pad', 0))
+        overlap = 2 * int(tile_opt.get('tile_pad', 0))
+    results, tiled = [], False
+    for image in lq.split(1):
+        result = tiled_forward(forward, image, scale=scale, tile=tile, overlap=overlap, multiple=window)
+        results.append(result)
+        tiled = tiled or forward.calls > 1
+        forward.calls = 0
+    return torch.cat(results), tiled

@@ -1,0 +1,180 @@
+"""Validation shared by all ranks: each restores its part of the pictures, all know the same metric."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from basicsr.metrics import calculate_metric
+from basicsr.utils import get_root_logger, imwrite, tensor2img
+from torch import Tensor
+
+from hat_plugin.engine import distributed
+from hat_plugin.engine.progress import progress
+from hat_plugin.errors import DataError, HatPluginError, TrainingError
+
+Row: TypeAlias = tuple[int, str, dict[str, float], bool]
+"""A picture: its place in the data set, its name, its metrics, whether it was restored in tiles."""
+
+
+class ValidationMixin:
+    """BasicSR's ``validation`` for a model with ``feed_data`` and ``test``.
+
+    Attributes:
+        metric_results: metric -> mean over the pictures of the last validation, the same on every rank.
+        image_results: (picture's name, its metrics) in the data set's order.
+        should_stop: asked before each picture; True (on any rank) breaks the validation off.
+        validation_complete: whether the last one was not.
+    """
+
+    should_stop: Callable[[], bool] = staticmethod(lambda: False)
+    validation_complete = True
+
+    opt: dict[str, Any]
+    lq: Tensor
+    gt: Tensor | None
+    output: Tensor
+    tiled: bool
+    feed_data: Callable[[dict[str, Any]], None]
+    test: Callable[[], None]
+
+    def validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool = False) -> None:
+        """Restore each picture, measure it on 8 bits, log the means.
+
+        Collective: with several ranks each must call it. Any loader will do; one of ours reads only this rank's part.
+
+        Args:
+            dataloader: a DataLoader of batch size 1, whose data set has ``opt['name']``.
+            current_iter: number for log, TensorBoard and file names; a test run gives its name.
+            tb_logger: SummaryWriter or None.
+            save_img: write the restored pictures below ``path: visualization``.
+        """
+        name = dataloader.dataset.opt['name']
+        rows: list[Row] = []
+        error: HatPluginError | None = None
+        try:
+            for row in self._restored(dataloader, current_iter, save_img):
+                rows.append(row)
+        except (DataError, TrainingError) as caught:
+            error = caught
+        # What one rank met all must know, before any of them waits for the others elsewhere.
+        parts = distributed.gather_objects((rows, str(error or ''), self.should_stop()))
+        self.validation_complete = not any(stopped for *_, stopped in parts)
+        failure = next((text for _, text, _ in parts if text), None)
+        if failure is not None:
+            raise error or DataError(f'validation of {name} failed on another rank: {failure}')
+        if not self.validation_complete:
+            get_root_logger().info(f'Validation {name} is broken off by a signal.')
+            return
+        gathered = {row[0]: row for part, *_ in parts for row in part}
+        self._summarise([gathered[index] for index in sorted(gathered)], name, current_iter, tb_logger)
+
+    def _restored(self, dataloader: Any, current_iter: int | str, save_img: bool) -> Iterator[Row]:
+        """This rank's pictures, restored and measured one by one; a signal ends it."""
+        world, name = distributed.current_world(), dataloader.dataset.opt['name']
+        shown = (self.opt['val'] or {}).get('pbar', False) and world.is_main
+        for position, data in enumerate(progress(dataloader, description=f'validating {name}', disable=not shown)):
+            if 'index' not in data and position % world.size != world.rank:
+                continue
+            if self.should_stop():
+                return
+            index = int(data['index']) if 'index' in data else position
+            image_name = picture_name(data['lq_path'][0], dataloader.dataset.opt)
+            metrics = self._validate_one(data, name, image_name, current_iter, save_img)
+            yield index, image_name, metrics, self.tiled
+
+    # BasicSR's pipelines call these two by name.
+    def dist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        """Same as `validation`."""
+        self.validation(dataloader, current_iter, tb_logger, save_img)
+
+    def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        """Same as `validation`."""
+        self.validation(dataloader, current_iter, tb_logger, save_img)
+
+    def _validate_one(
+        self, data: dict[str, Any], dataset_name: str, image_name: str, current_iter: int | str, save_img: bool
+    ) -> dict[str, float]:
+        self.feed_data(data)
+        self.test()
+        restored = tensor2img([self.output.cpu()])
+        if save_img:
+            imwrite(restored, str(self._image_path(dataset_name, image_name, current_iter)))
+        metric_options = (self.opt['val'] or {}).get('metrics') or {}
+        if self.gt is None or not metric_options:
+            return {}
+        truth = tensor2img([self.gt.cpu()])
+        if truth.shape != restored.shape:
+            raise DataError(
+                f'{dataset_name}/{image_name}: restored {restored.shape}, ground truth {truth.shape}; the ground truth'
+                f' must be scale ({self.opt.get("scale", 1)}) times the input; `basicsr check` lists all such pictures'
+            )
+        pair = {'img': restored, 'img2': truth}
+        return {metric: float(calculate_metric(pair, options)) for metric, options in metric_options.items()}
+
+    def _initialize_best_metric_results(self, dataset_name: str) -> None:
+        """BasicSR's hook; a resumed run may measure more than the one before it, whose records it took over."""
+        if not hasattr(self, 'best_metric_results'):
+            self.best_metric_results: dict[str, Any] = {}
+        record = self.best_metric_results.setdefault(dataset_name, {})
+        for metric, options in self.opt['val']['metrics'].items():
+            better = options.get('better', 'higher')
+            worst = float('-inf') if better == 'higher' else float('inf')
+            record.setdefault(metric, {'better': better, 'val': worst, 'iter': -1})
+
+    def _image_path(self, dataset_name: str, image_name: str, current_iter: int | str) -> Path:
+        folder = Path(self.opt['path']['visualization'])
+        if self.opt['is_train']:
+            return folder / image_name / f'{Path(image_name).name}_{current_iter}.png'
+        return folder / dataset_name / f'{image_name}_{self.opt["val"].get("suffix") or self.opt["name"]}.png'
+
+    def _summarise(
+        self,
+        rows: list[Row],
+        dataset_name: str,
+        current_iter: int | str,
+        tb_logger: Any,
+    ) -> None:
+        self.image_results = [(name, metrics) for _, name, metrics, _ in rows]
+        options = (self.opt['val'] or {}).get('metrics') or {}
+        measured = [metrics for _, _, metrics, _ in rows if metrics]
+        if not options or not measured:
+            get_root_logger().info(f'Validation {dataset_name}: {len(rows)} pictures restored, no ground truth')
+            self.metric_results: dict[str, float] = {}
+            return
+        self.metric_results = {name: float(np.mean([row[name] for row in measured])) for name in options}
+        self._initialize_best_metric_results(dataset_name)
+        for name, value in self.metric_results.items():
+            self._update_best_metric_result(dataset_name, name, value, current_iter)  # type: ignore[attr-defined]
+        if distributed.current_world().is_main:
+            self._log_validation_metric_values(current_iter, dataset_name, tb_logger)  # type: ignore[attr-defined]
+        tiles = sum(tiled for *_, tiled in rows)
+        how = 'whole pictures' if not tiles else f'{tiles} of {len(rows)} in tiles, which changes the figures slightly'
+        protocol = '; '.join(f'{name}: {describe_metric(settings)}' for name, settings in options.items())
+        get_root_logger().log(logging.INFO, f'{dataset_name}: {len(measured)} pictures, uint8, {how}; {protocol}')
+
+    def get_current_visuals(self) -> dict[str, Tensor]:
+        """The last picture's ``lq``, ``result`` and, where known, ``gt``, on the CPU."""
+        visuals = OrderedDict(lq=self.lq.detach().cpu(), result=self.output.detach().cpu())
+        if self.gt is not None:
+            visuals['gt'] = self.gt.detach().cpu()
+        return visuals
+
+
+def picture_name(lq_path: str, dataset_opt: dict[str, Any]) -> str:
+    """What results of a picture are called: its path in the data set without the ending, so that no two are equal."""
+    path = Path(lq_path)
+    for root in (dataset_opt.get('dataroot_lq'), dataset_opt.get('dataroot_gt')):
+        if root is not None and path.is_relative_to(root):
+            return path.relative_to(root).with_suffix('').as_posix()
+    return path.stem
+
+
+def describe_metric(options: dict[str, Any]) -> str:
+    """One phrase that says how a metric is taken: 'calculate_psnr on Y, border 4'."""
+    channel = 'Y' if options.get('test_y_channel') else 'RGB'
+    return f'{options["type"]} on {channel}, border {options.get("crop_border", 0)}'

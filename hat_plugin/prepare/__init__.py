@@ -1,0 +1,1 @@
+"""From a downloaded archive to training-ready data."""

@@ -1,0 +1,35 @@
+"""Flickr2K: 2650 training pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hat_plugin.prepare.build import Report
+from hat_plugin.prepare.options import add_training_arguments, build_training_set
+from hat_plugin.prepare.plan import Picture
+from hat_plugin.prepare.sources import published_set
+
+COUNT = 2650
+HR_NAMES = ['Flickr2K_HR', 'Flickr2K/Flickr2K_HR']
+LR_NAMES = ['Flickr2K_LR_bicubic', 'Flickr2K/Flickr2K_LR_bicubic']
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `basicsr prepare flickr2k`."""
+    parser.add_argument('source', type=Path, nargs='+', help='folder with Flickr2K_HR (and Flickr2K_LR_bicubic)')
+    parser.add_argument('--allow-partial', action='store_true', help=f'go on with other than {COUNT} pictures')
+    add_training_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> list[Report]:
+    """Prepare Flickr2K."""
+    pictures, source = find(args)
+    return [build_training_set('Flickr2K', pictures, source, args)]
+
+
+def find(args: argparse.Namespace) -> tuple[list[Picture], dict[str, Any]]:
+    """The pictures and where they are."""
+    count = 0 if args.allow_partial else COUNT
+    return published_set('Flickr2K', args.source, HR_NAMES, LR_NAMES, sorted(set(args.scale)), lr=args.lr, count=count)

@@ -1,0 +1,103 @@
+"""Where prepared data lies, and under which names: the one list that `basicsr prepare` and the option files share.
+
+The names are those of HAT's published option files, so that these find what `basicsr prepare` wrote::
+
+    datasets/
+      DF2K/                                  the same for DIV2K, Flickr2K and any name given to `prepare folder`
+        DF2K_HR_sub.lmdb/                    sub-images of 480x480, PNG; key 0001_s001
+        DF2K_bicx2_sub.lmdb/  ..x3..  ..x4.. the same places at 1/scale
+        DF2K_HR_sub/  DF2K_bicx4_sub/        instead of the LMDBs with --no-lmdb
+        DF2K_HR_sub_raw.lmdb/  ..            with --raw: pixels as they are, read by crops
+        meta_info_DF2Ksub_GT.txt             one line an image: 0001_s001.png (480,480,3)
+        manifest.json
+      Set5/  Set14/  BSDS100/  urban100/  manga109/
+        GTmod4/  LRbicx4/                    folders of PNGs, the same file name in both; one pair a scale
+        manifest.json
+      imagenet/
+        train/                               the published folders, where they are (or a link to them)
+        train_map.txt                        the pictures that can be used, one line each
+        train.lmdb/                          only with --lmdb
+        manifest.json
+"""
+
+from __future__ import annotations
+
+ROOT = 'datasets'
+"""Relative to the folder in which `basicsr` is run, as in BasicSR's option files."""
+
+SCALES = (2, 3, 4)
+SUB_IMAGE_SIZE = 480
+SUB_IMAGE_STEP = 240
+SUB_IMAGE_THRESHOLD = 0
+
+TRAINING_SETS = ('DIV2K', 'Flickr2K', 'DF2K')
+
+BENCHMARKS = {'Set5': 'Set5', 'Set14': 'Set14', 'BSD100': 'BSDS100', 'Urban100': 'urban100', 'Manga109': 'manga109'}
+"""A benchmark's name -> its folder's name, spelt as HAT's published option files spell it."""
+
+MANIFEST = 'manifest.json'
+IMAGENET_TRAIN = f'{ROOT}/imagenet/train'
+IMAGENET_MAP = f'{ROOT}/imagenet/train_map.txt'
+IMAGENET_LMDB = f'{ROOT}/imagenet/train.lmdb'
+
+
+def ending(storage: str) -> str:
+    """The ending of a folder's name.
+
+    Args:
+        storage: 'lmdb' (PNGs in an LMDB, as BasicSR reads it), 'disk' (a folder of PNGs) or 'raw' (pixels in an LMDB).
+
+    Raises:
+        KeyError: it is none of these.
+    """
+    return {'lmdb': '.lmdb', 'disk': '', 'raw': '_raw.lmdb'}[storage]
+
+
+def hr_name(name: str, storage: str = 'lmdb', *, sub_images: bool = True) -> str:
+    """Folder name of the ground truth: DF2K_HR_sub.lmdb; without sub-images DF2K_HR.lmdb."""
+    return f'{name}_HR{"_sub" if sub_images else ""}{ending(storage)}'
+
+
+def lr_name(name: str, scale: int, storage: str = 'lmdb', *, sub_images: bool = True) -> str:
+    """Folder name of the low-resolution images: DF2K_bicx4_sub.lmdb; without sub-images DF2K_bicx4.lmdb."""
+    return f'{name}_bicx{scale}{"_sub" if sub_images else ""}{ending(storage)}'
+
+
+def meta_info_name(name: str, *, sub_images: bool = True) -> str:
+    """File name of the list of the ground truth's images: meta_info_DF2Ksub_GT.txt."""
+    return f'meta_info_{name}{"sub" if sub_images else ""}_GT.txt'
+
+
+def benchmark_gt_name(scale: int) -> str:
+    """Folder name of a benchmark's ground truth, cropped to a multiple of the scale: GTmod4."""
+    return f'GTmod{scale}'
+
+
+def benchmark_lr_name(scale: int) -> str:
+    """Folder name of a benchmark's low-resolution images: LRbicx4."""
+    return f'LRbicx{scale}'
+
+
+def training_hr(name: str, storage: str = 'lmdb') -> str:
+    """dataroot_gt of a training set, with forward slashes: datasets/DF2K/DF2K_HR_sub.lmdb."""
+    return f'{ROOT}/{name}/{hr_name(name, storage)}'
+
+
+def training_lr(name: str, scale: int, storage: str = 'lmdb') -> str:
+    """dataroot_lq of a training set: datasets/DF2K/DF2K_bicx4_sub.lmdb."""
+    return f'{ROOT}/{name}/{lr_name(name, scale, storage)}'
+
+
+def training_meta_info(name: str) -> str:
+    """meta_info_file of a training set: datasets/DF2K/meta_info_DF2Ksub_GT.txt."""
+    return f'{ROOT}/{name}/{meta_info_name(name)}'
+
+
+def benchmark_gt(name: str, scale: int) -> str:
+    """dataroot_gt of a benchmark, by its usual name ('Urban100'): datasets/urban100/GTmod4."""
+    return f'{ROOT}/{BENCHMARKS[name]}/{benchmark_gt_name(scale)}'
+
+
+def benchmark_lr(name: str, scale: int) -> str:
+    """dataroot_lq of a benchmark: datasets/urban100/LRbicx4."""
+    return f'{ROOT}/{BENCHMARKS[name]}/{benchmark_lr_name(scale)}'

@@ -1,0 +1,130 @@
+"""Command-line arguments that the data sets share, and what becomes of them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hat_plugin.engine.machine import cores
+from hat_plugin.errors import DataError
+from hat_plugin.prepare import layout
+from hat_plugin.prepare.build import Report, RunOptions, build
+from hat_plugin.prepare.plan import LR_CHOICES, Cut, Output, Picture, Plan, common_modulus, lr_kernel
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the work is done: the same for every data set."""
+    group = parser.add_argument_group('how it is done')
+    group.add_argument('-o', '--output', type=Path, default=Path(layout.ROOT), help='where data sets lie (datasets)')
+    group.add_argument('--workers', type=_positive, default=cores(), help='processes (as many as there are cores)')
+    group.add_argument('--overwrite', action='store_true', help='replace prepared data that was made in another way')
+    group.add_argument('--skip-bad', action='store_true', help='leave out pictures that cannot be used')
+    group.add_argument('--no-room-check', action='store_true', help='do not estimate the disk space first')
+
+
+def add_picture_arguments(parser: argparse.ArgumentParser, *, lr: str = 'auto') -> None:
+    """What becomes of pictures."""
+    group = parser.add_argument_group('what is made')
+    group.add_argument(
+        '--scale', type=_scale, nargs='+', default=list(layout.SCALES), help='low-resolution images to make (2 3 4)'
+    )
+    group.add_argument(
+        '--lr',
+        choices=LR_CHOICES,
+        default=lr,
+        help=f'low-resolution images: the published files, our MATLAB bicubic, or the published where complete ({lr})',
+    )
+    group.add_argument('--drop-alpha', action='store_true', help='ignore transparency instead of refusing it')
+    group.add_argument('--compress-level', type=int, choices=range(10), default=1, help='of PNG, 0 to 9 (1)')
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, *, lr: str = 'auto') -> None:
+    """What becomes of a training set's pictures."""
+    add_picture_arguments(parser, lr=lr)
+    group = parser.add_argument_group('sub-images and storage')
+    group.add_argument(
+        '--sub-size', type=_size, default=layout.SUB_IMAGE_SIZE, help='side of a sub-image; 0: whole pictures (480)'
+    )
+    group.add_argument('--sub-step', type=_positive, help='distance of two sub-images (half their side)')
+    group.add_argument('--min-size', type=_size, default=256, help='pictures with a smaller side are left out (256)')
+    storage = group.add_mutually_exclusive_group()
+    storage.add_argument('--no-lmdb', action='store_true', help='folders of PNGs instead of LMDBs')
+    storage.add_argument('--raw', action='store_true', help='LMDBs of raw pixels: faster, 1.7 times the space')
+
+
+def run_options(args: argparse.Namespace) -> RunOptions:
+    """The arguments of `add_run_arguments`."""
+    given = tuple(
+        f'{name}={value}' for name, value in sorted(vars(args).items()) if name not in ('command', 'workers', 'run_set')
+    )
+    return RunOptions(args.workers, args.overwrite, args.skip_bad, not args.no_room_check, given)
+
+
+def build_training_set(name: str, pictures: list[Picture], source: dict[str, Any], args: argparse.Namespace) -> Report:
+    """Prepare a training set as the arguments of `add_training_arguments` say.
+
+    Raises:
+        DataError: as `build`; also where sub-images of this size or step do not fit the scales.
+    """
+    return build(training_plan(name, pictures, source, args), run_options(args))
+
+
+def training_plan(name: str, pictures: list[Picture], source: dict[str, Any], args: argparse.Namespace) -> Plan:
+    """The plan behind `build_training_set`."""
+    scales = sorted(set(args.scale))
+    size, step = args.sub_size, args.sub_step or args.sub_size // 2
+    for scale in scales if size else []:
+        if size % scale or step % scale:
+            raise DataError(
+                f'--sub-size {size} and --sub-step {step} must be multiples of the scale {scale}, so that '
+                f'low-resolution sub-images cover the same places'
+            )
+    storage = 'disk' if args.no_lmdb else 'raw' if args.raw else 'lmdb'
+    names = [(layout.hr_name(name, storage, sub_images=bool(size)), 1)]
+    names += [(layout.lr_name(name, scale, storage, sub_images=bool(size)), scale) for scale in scales]
+    return Plan(
+        name,
+        args.output / name,
+        tuple(sorted(pictures, key=lambda picture: picture.stem)),
+        Cut(common_modulus(scales), size, step if size else 0, smallest=args.min_size, drop_alpha=args.drop_alpha),
+        tuple(Output(folder, scale, storage, args.compress_level) for folder, scale in names),
+        {scale: lr_kernel(any(scale in picture.lr for picture in pictures)) for scale in scales},
+        source,
+        layout.meta_info_name(name, sub_images=bool(size)),
+    )
+
+
+def report_lines(report: Report) -> list[str]:
+    """What to tell the user about a finished run."""
+    lines = []
+    for name in [*report.found, *report.made]:
+        entry = report.manifest['outputs'][name]
+        state = 'made' if name in report.made else 'was there'
+        kernel = f', {entry["kernel"].split(" (")[0]}' if entry['kernel'] else ''
+        lines.append(f'{report.folder / name}: {state}, {entry["count"]} images, {entry["bytes"] / 1e6:.1f} MB{kernel}')
+    lines += [f'left out: {line}' for line in report.left_out]
+    lines += [f'bad, left out: {line}' for line in report.bad]
+    return [*lines, f'{report.folder / layout.MANIFEST}: counts, sizes, checksums']
+
+
+def _positive(text: str) -> int:
+    return _at_least(text, 1)
+
+
+def _size(text: str) -> int:
+    return _at_least(text, 0)
+
+
+def _scale(text: str) -> int:
+    return _at_least(text, 2)
+
+
+def _at_least(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f'{text!r} is no whole number from {least} on')
+    return value

@@ -1,0 +1,113 @@
+"""What is to be prepared, in words that all data sets share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hat_plugin.data.bicubic import KERNEL
+from hat_plugin.prepare import layout
+
+LR_CHOICES = ('auto', 'bicubic', 'published')
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One source picture.
+
+    Attributes:
+        stem: its name in the prepared data; sub-images get `_s001` and so on behind it.
+        hr: the high-resolution file.
+        lr: scale -> the published low-resolution file, where there is one that shall be used.
+    """
+
+    stem: str
+    hr: Path
+    lr: dict[int, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How pictures become images of the prepared data.
+
+    Attributes:
+        modulus: the ground truth's sides are cropped to multiples of it (bottom and right).
+        size: side of a square sub-image in pixels of the ground truth; 0 keeps pictures whole.
+        step: distance of two sub-images.
+        threshold: at the right and bottom a last sub-image is added, flush with the edge, if more pixels than this
+            would be left over.
+        smallest: pictures with a side below this are left out.
+        drop_alpha: ignore transparency instead of refusing it.
+    """
+
+    modulus: int
+    size: int = 0
+    step: int = 0
+    threshold: int = layout.SUB_IMAGE_THRESHOLD
+    smallest: int = 0
+    drop_alpha: bool = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """One folder or LMDB of the prepared data.
+
+    Attributes:
+        name: of the folder, in the data set's folder.
+        scale: 1 for the ground truth.
+        storage: 'lmdb' (PNG), 'disk' (PNG files) or 'raw' (pixels in an LMDB).
+        compress_level: of PNG.
+    """
+
+    name: str
+    scale: int
+    storage: str
+    compress_level: int = 1
+
+    @property
+    def kind(self) -> str:
+        return 'raw' if self.storage == 'raw' else 'png'
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A data set to be prepared: `pictures` are cut as `cut` says and written to each of `outputs`.
+
+    Attributes:
+        folder: where the outputs, the list and the manifest lie.
+        lr_origin: scale -> 'published' or the kernel.
+        source: what the manifest says about where the pictures come from.
+        list_name: of the meta_info file that lists the ground truth's images; '' for none.
+    """
+
+    name: str
+    folder: Path
+    pictures: tuple[Picture, ...]
+    cut: Cut
+    outputs: tuple[Output, ...]
+    lr_origin: dict[int, str]
+    source: dict[str, Any]
+    list_name: str = ''
+
+    def job(self, output: Output) -> str:
+        """What decides an output's content, as JSON: when it changes, what was prepared before is of no use."""
+        digest = hashlib.sha256()
+        for picture in self.pictures:
+            paths = [picture.hr, *([picture.lr[output.scale]] if output.scale in picture.lr else [])]
+            digest.update(json.dumps([picture.stem, [[path.name, path.stat().st_size] for path in paths]]).encode())
+        settings = {'cut': asdict(self.cut), 'output': asdict(output), 'lr': self.lr_origin.get(output.scale)}
+        return json.dumps({**settings, 'pictures': digest.hexdigest()}, sort_keys=True)
+
+
+def common_modulus(scales: tuple[int, ...] | list[int]) -> int:
+    """What the ground truth's sides are cropped to: a multiple of every scale, and the same for any of x2, x3, x4."""
+    return math.lcm(*layout.SCALES, *scales)
+
+
+def lr_kernel(published: bool) -> str:
+    """What a manifest says about the low-resolution images."""
+    return 'published low-resolution files' if published else KERNEL

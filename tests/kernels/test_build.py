@@ -1,0 +1,89 @@
+"""Compiling the kernel: by several at once, without a compiler, with one that fails, and who may write where."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from hat_plugin.kernels import library
+from hat_plugin.kernels.build import BuildError, build, main
+from hat_plugin.kernels.window_attention import available
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    """An empty folder for what is built."""
+    folder = tmp_path / 'cache' / 'kernels'
+    monkeypatch.setenv('HAT_KERNEL_CACHE', str(folder))
+    library.load.cache_clear()
+    yield folder
+    library.load.cache_clear()
+
+
+def test_two_processes_build_at_once_and_one_compiles(built):
+    assert built.exit_codes == [0, 0]
+    assert len(built.compiler_calls) == 2  # compile and link, once
+    assert sorted(path.suffix for path in built.folder.iterdir()) == ['', '.so']  # the lock and the library
+    assert built.folder.stat().st_mode & 0o077 == 0
+
+
+def test_what_others_may_have_written_is_not_loaded(built, cache):
+    shutil.copytree(built.folder, cache)
+    assert available()
+    for path in (cache, library.library_path()):
+        mode = path.stat().st_mode
+        path.chmod(mode | 0o002)
+        library.load.cache_clear()
+        assert not available()
+        path.chmod(mode)
+    cache.chmod(0o777)
+    with pytest.raises(BuildError, match='others may write'):
+        build()
+
+
+def test_nothing_is_compiled_unasked(cache, caplog):
+    with caplog.at_level('INFO', logger='hat_plugin.kernels'):
+        assert not available() and not available()
+    assert not cache.exists()
+    assert caplog.text.count('python -m hat_plugin.kernels.build') == 1
+
+
+def test_no_compiler_is_said_and_nothing_breaks(cache, monkeypatch, tmp_path):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.delenv('CXX', raising=False)
+    with pytest.raises(BuildError, match='install g\\+\\+'):
+        build()
+    assert main([]) == 2
+    monkeypatch.setenv('CXX', 'nosuch++ -m64')
+    with pytest.raises(BuildError, match="CXX names 'nosuch\\+\\+ -m64'"):
+        build()
+    assert not available()
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(cache, monkeypatch, tmp_path):
+    wrapper = tmp_path / 'broken'
+    wrapper.write_text('#!/bin/sh\necho no such option >&2\nexit 3\n')
+    wrapper.chmod(0o700)
+    monkeypatch.setenv('CXX', str(wrapper))
+    with pytest.raises(BuildError, match='code 3.*\n.*no such option'):
+        build()
+    assert [path.name for path in cache.iterdir()] == ['lock']
+
+
+def test_a_library_that_fails_its_check_is_never_installed(cache, monkeypatch, tmp_path):
+    wrapper = tmp_path / 'empty'
+    wrapper.write_text('#!/bin/sh\nfor last; do :; done\n: > "$last"\n')  # makes an empty file of what -o names
+    wrapper.chmod(0o700)
+    monkeypatch.setenv('CXX', str(wrapper))
+    with pytest.raises(BuildError, match='the check of the compiled kernel failed'):
+        build()
+    assert [path.name for path in cache.iterdir()] == ['lock']
+
+
+def test_a_damaged_library_is_said_once_and_done_without(cache, caplog):
+    cache.mkdir(parents=True)
+    library.library_path().write_bytes(b'\x7fELF damaged')
+    library.library_path().chmod(0o700)
+    assert not available() and not available()
+    assert caplog.text.count('cannot be loaded') == 1

@@ -1,0 +1,144 @@
+"""Attention: the fused path against the plain one, forward and backward, and the switch between them."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from hat_plugin.layers import attention as module
+from hat_plugin.layers.attention import WindowAttention, attention, attention_backend, gather_bias
+from hat_plugin.layers.windows import relative_position_index, shift_masks
+
+
+def operands(bias_grad: bool, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 2, 16, 6), (3, 2, 25, 6), (3, 2, 25, 6), (2, 16, 25)]
+    tensors = [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+    return [t.requires_grad_(bias_grad or t.ndim == 4) for t in tensors]
+
+
+@pytest.mark.parametrize('bias_grad', [True, False])
+@pytest.mark.parametrize('masked', [True, False])
+def test_fused_equals_plain(bias_grad: bool, masked: bool) -> None:
+    mask = torch.where(torch.arange(400).reshape(16, 25) % 3 == 0, -100.0, 0.0).double() if masked else None
+    results = []
+    for backend in ('sdpa', 'reference'):
+        tensors = operands(bias_grad)
+        with attention_backend(backend):
+            y = attention(*tensors, scale=0.3, mask=mask)
+        y.square().sum().backward()
+        results.append([y.detach(), *(t.grad for t in tensors if t.requires_grad)])
+    for fused, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-10, atol=1e-10)
+
+
+def test_plain_path_is_the_formula() -> None:
+    q, k, v, bias = (t.detach() for t in operands(False))
+    with attention_backend('reference'):
+        y = attention(q, k, v, bias, scale=0.3)
+    logits = torch.stack([q[1, 0, 4] @ k[1, 0, j] * 0.3 + bias[0, 4, j] for j in range(25)])
+    expected = sum(w * v[1, 0, j] for j, w in enumerate(logits.exp() / logits.exp().sum()))
+    torch.testing.assert_close(y[1, 0, 4], expected)
+
+
+@pytest.mark.parametrize('backend', ['sdpa', 'reference'])
+def test_result_has_the_dtype_of_the_queries(backend: str) -> None:
+    q, k, v, bias = (t.detach() for t in operands(False, torch.float32))
+    with attention_backend(backend):
+        exact = attention(q, k, v, bias, scale=0.3)
+        low = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), bias, scale=0.3)
+    assert low.dtype == torch.bfloat16
+    assert (low.float() - exact).abs().max() < 0.05
+
+
+@pytest.mark.parametrize('backend', ['sdpa', 'reference'])
+@pytest.mark.parametrize('bias_grad', [True, False])
+def test_dropout_leaves_weights_out_and_keeps_the_mean(backend: str, bias_grad: bool) -> None:
+    q, k, v, bias = operands(bias_grad, torch.float32)
+    torch.manual_seed(0)
+    with attention_backend(backend):
+        exact = attention(q, k, v, bias, scale=0.3)
+        mean = torch.stack([attention(q, k, v, bias, scale=0.3, dropout=0.5) for _ in range(300)]).mean(0)
+        once = attention(q, k, v, bias, scale=0.3, dropout=0.5)
+    assert (once - exact).abs().max() > 0.1
+    assert (mean - exact).abs().max() < 0.3
+
+
+def test_backend_is_put_back_after_an_error() -> None:
+    before = module._backend
+    with pytest.raises(RuntimeError), attention_backend('reference'):
+        raise RuntimeError
+    assert module._backend == before
+
+
+def test_unknown_backend_raises_and_changes_nothing() -> None:
+    before = module._backend
+    with pytest.raises(ValueError, match="'flash' is unknown"), attention_backend('flash'):
+        pass
+    assert module._backend == before
+
+
+@pytest.mark.parametrize('name', ['reference', 'nonsense'])
+def test_environment_variable_chooses_the_backend(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv('HAT_ATTENTION', name)
+    spec = importlib.util.spec_from_file_location('attention_again', module.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    again = importlib.util.module_from_spec(spec)
+    if name == 'reference':
+        spec.loader.exec_module(again)
+        assert again._backend == 'reference'
+    else:
+        with pytest.raises(ValueError, match="'nonsense' is unknown"):
+            spec.loader.exec_module(again)
+
+
+@pytest.mark.parametrize('learning', [True, False])
+def test_gathered_bias(learning: bool) -> None:
+    table = torch.randn(49, 3, requires_grad=True)
+    index = relative_position_index(4)
+    with torch.set_grad_enabled(learning):
+        bias = gather_bias(table, index)
+    assert bias.is_contiguous()
+    assert bias.requires_grad == learning
+    assert torch.equal(bias, table[index].permute(2, 0, 1))
+
+
+def test_no_copy_between_the_linear_layer_and_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries, keys and values are views of one tensor."""
+    seen = []
+
+    def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append({t.untyped_storage().data_ptr() for t in (q, k, v)})
+        return module.sdpa_attention(q, k, v, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setitem(module.BACKENDS, 'sdpa', spy)
+    layer = WindowAttention(12, 4, 2)
+    with torch.no_grad(), attention_backend('sdpa'):
+        layer(torch.randn(1, 8, 8, 12), relative_position_index(4), shift_masks(4, 2), 2)
+    assert [len(pointers) for pointers in seen] == [1, 1, 1, 1]
+
+
+def test_shift_without_masks_raises() -> None:
+    with pytest.raises(ValueError, match='shift_masks'):
+        WindowAttention(12, 4, 2)(torch.randn(1, 8, 8, 12), relative_position_index(4), None, 2)
+
+
+@pytest.mark.parametrize('shift', [0, 2])
+def test_windows_do_not_see_each_other(shift: int) -> None:
+    """A change of one pixel reaches its own (shifted) window and nothing else, not even across the border."""
+    layer = WindowAttention(12, 4, 2).eval()
+    masks = shift_masks(4, 2)
+    x = torch.randn(1, 8, 12, 12)
+    changed = x.clone()
+    changed[0, 0, 0] += 1
+    with torch.no_grad():
+        difference = layer(x, relative_position_index(4), masks, shift) - layer(
+            changed, relative_position_index(4), masks, shift
+        )
+    reached = difference.abs().amax(-1)[0] > 0
+    side = shift or 4
+    assert reached[:side, :side].all()
+    assert reached.sum() == side * side

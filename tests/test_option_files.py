@@ -1,0 +1,77 @@
+"""Every file in options/: right by our checker, readable by BasicSR's own parser, buildable, and as generated."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from basicsr.utils.options import parse_options
+
+from hat_plugin.check import build
+from hat_plugin.engine.options import load_options, read_yaml
+
+OPTIONS = Path(__file__).resolve().parent.parent / 'options'
+FILES = sorted(OPTIONS.glob('*.yml'))
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location('options_generate', OPTIONS / 'generate' / '__main__.py')
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_generated_files_are_as_the_generator_writes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(OPTIONS / 'generate')
+    for name, text in generator().generated().items():
+        assert (OPTIONS / name).read_text(encoding='utf-8') == text, f'{name} differs: run `python options/generate`'
+
+
+def test_the_promised_files_are_there() -> None:
+    names = {file.stem for file in FILES}
+    for label in ('HAT', 'HAT-S', 'HAT-L'):
+        assert {f'{kind}_{label}_SRx{scale}' for kind in ('train', 'test') for scale in (2, 3, 4)} <= names
+    for label in ('HAT', 'HAT-L'):
+        runs = {f'train_{label}_SRx{scale}_ImageNet' for scale in (2, 3, 4)}
+        assert runs | {f'{run}_finetune' for run in runs} <= names
+    assert {'train_SwinIR_SRx4', 'train_HAT-light_SRx4', 'test_HAT_tile', 'test_HAT_folder'} <= names
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
+def test_an_option_file_is_right(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_train = file.stem.startswith(('train', 'demo'))
+    ours = load_options(file, root_path=tmp_path, is_train=is_train, need_data=False)
+    text = file.read_text(encoding='utf-8')
+    assert text.startswith('# '), 'the first line says what the file is for'
+    if not file.stem.startswith('demo'):
+        assert ours['name'] == file.stem
+        assert f'-opt options/{file.name}' in text.split('name:')[0], 'it opens with its command'
+    monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', str(file)])
+    theirs, _ = parse_options(str(tmp_path), is_train=is_train)
+    for section in ('datasets', 'network_g', 'train'):
+        assert theirs.get(section) == ours.get(section), f'{section} reads otherwise in plain BasicSR'
+    assert theirs['path'] == {**ours['path']}
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
+def test_its_network_builds(file: Path) -> None:
+    opt = read_yaml(file)
+    net = build(opt['network_g'])
+    millions = {'HAT': 20.8, 'HAT-S': 9.6, 'HAT-L': 40.8, 'SwinIR': 11.9, 'HAT-light': 1.25}
+    label = file.stem.split('_')[1]
+    if label in millions and not file.stem.startswith('demo'):
+        assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions[label], rel=0.03)
+
+
+def test_a_run_that_starts_from_another_names_it() -> None:
+    for file in FILES:
+        start = (read_yaml(file).get('path') or {}).get('pretrain_network_g') or ''
+        if start.startswith('experiments/train_'):
+            run = start.split('/')[1]
+            assert (OPTIONS / f'{run}.yml').is_file(), f'{file.name} starts from {run}, of which there is no file'
