@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hat_plugin.engine.files import atomic_file
 from hat_plugin.errors import HatPluginError
-from hat_plugin.kernels.library import FLAGS, HEADER, SOURCE, library_path, load, private
+from hat_plugin.kernels.library import FLAGS, HEADERS, SOURCE, library_path, load, private
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,9 @@ def build(*, force: bool = False) -> Path:
     Raises:
         BuildError: no source, no compiler, a folder that others may write to, or a library that fails its check.
     """
-    if not (SOURCE.is_file() and HEADER.is_file()):
-        raise BuildError(f'{SOURCE} or {HEADER.name} is missing: install hat_plugin with its package data')
+    missing = [str(path) for path in (SOURCE, *HEADERS) if not path.is_file()]
+    if missing:
+        raise BuildError(f'{", ".join(missing)}: missing; install hat_plugin with its package data')
     path = library_path()
     with _lock(path.parent):
         if force or not path.is_file():

@@ -20,7 +20,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name('window_attention.cpp')
-HEADER = Path(__file__).with_name('vectors.hpp')
+HEADERS = tuple(Path(__file__).with_name(name) for name in ('vectors.hpp', 'windows.hpp', 'window_gradient.hpp'))
 FLAGS = (
     *('-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno'),
     *('-fopenmp', '-fPIC', '-Wno-psabi'),
@@ -37,13 +37,25 @@ _NUMBERS = (
 
 
 class WindowAttentionArguments(ctypes.Structure):
-    """The struct WindowAttention of window_attention.cpp, field by field; what they mean is said there."""
+    """The struct WindowAttention of windows.hpp, field by field; what they mean is said there."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, _FOUR) for name in _STRIDES),
         *((name, ctypes.c_int64) for name in _NUMBERS),
         ('scale', ctypes.c_double),
+    )
+
+
+class WindowGradientArguments(ctypes.Structure):
+    """The struct WindowGradient of window_gradient.hpp."""
+
+    _fields_ = (
+        ('forward', WindowAttentionArguments),
+        *((name, ctypes.c_void_p) for name in ('dq', 'dk', 'dv')),
+        *((name, _FOUR) for name in ('dq_stride', 'dk_stride', 'dv_stride')),
+        ('dbias', ctypes.c_void_p),
+        ('parts', ctypes.c_int64),
     )
 
 
@@ -62,7 +74,8 @@ def cache_folder() -> Path:
 
 def library_path() -> Path:
     """The file that holds the kernels for this source, these flags and this processor, built or not."""
-    content = b'\0'.join([SOURCE.read_bytes(), HEADER.read_bytes(), ' '.join(FLAGS).encode(), _processor().encode()])
+    sources = [path.read_bytes() for path in (SOURCE, *HEADERS)]
+    content = b'\0'.join([*sources, ' '.join(FLAGS).encode(), _processor().encode()])
     return cache_folder() / f'window_attention-{hashlib.sha256(content).hexdigest()[:20]}.so'
 
 
@@ -108,7 +121,8 @@ def open_library(path: Path) -> ctypes.CDLL:
     """
     library = ctypes.CDLL(str(path))
     library.hat_window_attention.argtypes = [ctypes.POINTER(WindowAttentionArguments)]
-    library.hat_window_attention.restype = ctypes.c_int
+    library.hat_window_attention_gradient.argtypes = [ctypes.POINTER(WindowGradientArguments)]
     library.hat_window_attention_features.argtypes = []
-    library.hat_window_attention_features.restype = ctypes.c_int
+    for name in ('hat_window_attention', 'hat_window_attention_gradient', 'hat_window_attention_features'):
+        getattr(library, name).restype = ctypes.c_int
     return library

@@ -140,6 +140,11 @@ struct Single {
         write(to, first);
         write(to + LANES, second);
     }
+    // The same vector of two rows as units along rows; a unit's row is `stride` long.
+    static inline void put_rows(uint32_t *to, int64_t stride, Floats first, Floats second) {
+        write(to, first);
+        write(to + stride, second);
+    }
 };
 
 #if defined(__AVX512BF16__)
@@ -150,6 +155,9 @@ struct Pair {
     }
     static inline void put_weights(uint32_t *to, Floats first, Floats second) {
         write(to, (Bits)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+    }
+    static inline void put_rows(uint32_t *to, int64_t, Floats first, Floats second) {
+        write(to, rounded(first) | (rounded(second) << 16));
     }
 };
 #endif

@@ -1,18 +1,32 @@
 """Attention within windows on the CPU by a kernel of our own, as operators that torch.compile and torch.export see.
 
-It is for inference: gradients are the business of `hat_plugin.layers`. The operators work without the compiled
-library too, through torch's kernels, so that an exported network runs on a machine without a compiler.
+`window_attention` works on windows that have been cut out, for inference; `image_window_attention` on an image as it
+is, with gradients. Both work without the compiled library too, through torch's kernels, so that an exported network
+runs on a machine without a compiler.
 """
 
 from __future__ import annotations
 
+from dataclasses import astuple
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hat_plugin.kernels.library import load
-from hat_plugin.kernels.native import DTYPES, check_image, check_windows, empty_windows, run_image, run_windows
-from hat_plugin.layers.windows import Region, overlapping_windows, shifted_regions, window_partition, window_reverse
+from hat_plugin.kernels.native import (
+    DTYPES,
+    Geometry,
+    check_image,
+    check_windows,
+    empty_windows,
+    run_image,
+    run_image_gradient,
+    run_windows,
+)
+from hat_plugin.layers.windows import overlapping_windows, shifted_regions, window_partition, window_reverse
 
 
 @torch.compiler.assume_constant_result
@@ -30,6 +44,11 @@ def supports(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> bool:
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
         and available()
     )
+
+
+def supports_image(qkv: Tensor) -> bool:
+    """Whether `image_window_attention` is the kernel to take: CPU, fp32 or bf16, library there."""
+    return qkv.device.type == 'cpu' and qkv.dtype in DTYPES and available()
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -54,9 +73,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float
 
 
 def image_window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    qkv: Tensor,
     bias: Tensor,
     *,
     scale: float,
@@ -68,11 +85,10 @@ def image_window_attention(
 ) -> Tensor:
     """Attention within the windows of an image, in place: nothing is rolled, cut into windows or padded.
 
+    It has gradients for qkv and bias; the weights are computed anew for them, none is kept.
+
     Args:
-        q: queries, (B, H, W, C), fp32 or bf16; may be a view of one qkv tensor, like k and v. H and W are multiples of
-            window_size.
-        k: keys, as q.
-        v: values, as q.
+        qkv: queries, keys and values, (B, H, W, 3 * C), fp32 or bf16. H and W are multiples of window_size.
         bias: (heads, N, M), fp32 or bf16, with N = window_size ** 2 and M = overlap_size ** 2.
         scale: factor of the products.
         num_heads: number of heads; divides C.
@@ -82,16 +98,17 @@ def image_window_attention(
         masks: `hat_plugin.layers.windows.shift_masks`, (3, N, N); needed where shift_size is not 0.
 
     Returns:
-        (B, H, W, C), contiguous, in q's dtype.
+        (B, H, W, C), contiguous, in qkv's dtype.
 
     Raises:
         ValueError: shapes, sizes or dtypes do not fit each other.
-        RuntimeError: a gradient is asked for (in backward), or memory ran out.
+        RuntimeError: memory ran out.
     """
-    overlap = window_size if overlap_size is None else overlap_size
-    return torch.ops.hat_plugin.image_window_attention(
-        q, k, v, bias, masks, scale, num_heads, window_size, overlap, shift_size
-    )
+    geometry = Geometry(scale, num_heads, window_size, overlap_size or window_size, shift_size)
+    if not available():
+        check_image(qkv, bias, masks, geometry)
+        return plain_image_attention(qkv, bias, masks, geometry)
+    return torch.ops.hat_plugin.image_window_attention(qkv, bias, masks, *astuple(geometry))
 
 
 @torch.library.custom_op(
@@ -115,75 +132,100 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, scale:
     return empty_windows(q)
 
 
+_GEOMETRY = 'float scale, int num_heads, int window_size, int overlap_size, int shift_size'
+
+
 @torch.library.custom_op(
     'hat_plugin::image_window_attention',
     mutates_args=(),
     device_types='cpu',
-    schema='(Tensor q, Tensor k, Tensor v, Tensor bias, Tensor? masks, float scale, int num_heads, int window_size, '
-    'int overlap_size, int shift_size) -> Tensor',
+    schema=f'(Tensor qkv, Tensor bias, Tensor? masks, {_GEOMETRY}) -> Tensor',
 )
-def _image_window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor,
-    masks: Tensor | None,
-    scale: float,
-    num_heads: int,
-    window_size: int,
-    overlap_size: int,
-    shift_size: int,
-) -> Tensor:
-    check_image(q, k, v, bias, masks, num_heads, window_size, overlap_size, shift_size)
+def _image_window_attention(qkv: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any) -> Tensor:
+    geometry = Geometry(*sizes)
+    check_image(qkv, bias, masks, geometry)
     library = load()
     if library is None:
-        return _plain_image(q, k, v, bias, masks, scale, num_heads, window_size, overlap_size, shift_size)
-    return run_image(library, q, k, v, bias, masks, scale, num_heads, window_size, overlap_size, shift_size)
+        return plain_image_attention(qkv, bias, masks, geometry)
+    return run_image(library, qkv, bias, masks, geometry)
 
 
 @_image_window_attention.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor,
-    masks: Tensor | None,
-    scale: float,
-    num_heads: int,
-    window_size: int,
-    overlap_size: int,
-    shift_size: int,
-) -> Tensor:
-    return q.new_empty(q.shape)
+def _(qkv: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any) -> Tensor:
+    return qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))
 
 
-def _plain_image(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor,
-    masks: Tensor | None,
-    scale: float,
-    num_heads: int,
-    window_size: int,
-    overlap_size: int,
-    shift_size: int,
-) -> Tensor:
+@torch.library.custom_op(
+    'hat_plugin::image_window_attention_backward',
+    mutates_args=(),
+    device_types='cpu',
+    schema=f'(Tensor grad, Tensor qkv, Tensor bias, Tensor? masks, {_GEOMETRY}) -> (Tensor, Tensor)',
+)
+def _image_gradient(
+    grad: Tensor, qkv: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any
+) -> tuple[Tensor, Tensor]:
+    library = load()
+    if library is None:
+        raise RuntimeError(
+            'the C++ attention kernel that made the output is gone: `python -m hat_plugin.kernels.build`'
+        )
+    return run_image_gradient(library, grad, qkv, bias, masks, Geometry(*sizes))
+
+
+@_image_gradient.register_fake
+def _(grad: Tensor, qkv: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any) -> tuple[Tensor, Tensor]:
+    return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    qkv, bias, masks, *ctx.sizes = inputs
+    ctx.save_for_backward(qkv, bias, masks)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    found = torch.ops.hat_plugin.image_window_attention_backward(grad, *ctx.saved_tensors, *ctx.sizes)
+    return (*found, None, *(None for _ in ctx.sizes))
+
+
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad, qkv, bias, masks, *ctx.sizes = inputs
+    ctx.save_for_backward(grad, qkv, bias, masks)
+
+
+def _differentiate_twice(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    """Through the plain formula: rare, so memory is not minded."""
+    *given, masks = ctx.saved_tensors
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+        inputs = grad, qkv, bias = [x.detach().requires_grad_() for x in given]
+        out = plain_image_attention(qkv, bias, masks, Geometry(*ctx.sizes))
+        first = torch.autograd.grad(out, (qkv, bias), grad_outputs=grad, create_graph=True)
+    return (*torch.autograd.grad(first, inputs, grad_outputs=grads), None, *(None for _ in ctx.sizes))
+
+
+torch.library.register_autograd('hat_plugin::image_window_attention', _differentiate, setup_context=_save)
+torch.library.register_autograd(
+    'hat_plugin::image_window_attention_backward', _differentiate_twice, setup_context=_save_gradient
+)
+
+
+def plain_image_attention(qkv: Tensor, bias: Tensor, masks: Tensor | None, geometry: Geometry) -> Tensor:
     """`image_window_attention` in torch's own terms: for where the library is missing, and for tests."""
-    height, width = q.shape[1:3]
-    if shift_size:
-        q, k, v = (torch.roll(x, (-shift_size, -shift_size), (1, 2)) for x in (q, k, v))
-    q = window_partition(q, window_size)
-    k, v = (overlapping_windows(x, window_size, overlap_size) for x in (k, v))
-    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-    out = torch.empty_like(q)
-    rows, columns = height // window_size, width // window_size
-    regions = shifted_regions(rows, columns) if shift_size else [Region(0, 0, rows, columns, None)]
-    for top, left, down, across, mask in regions:
+    side, heads, shift = geometry.window_size, geometry.num_heads, geometry.shift_size
+    height, width = qkv.shape[1:3]
+    rows, columns = height // side, width // side
+    if shift:
+        qkv = torch.roll(qkv, (-shift, -shift), (1, 2))
+    q, k, v = qkv.chunk(3, dim=-1)
+    q = window_partition(q, side)
+    k, v = (overlapping_windows(x, side, geometry.overlap_size) for x in (k, v))
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2).unflatten(0, (-1, rows, columns)) for x in (q, k, v))
+    bands: dict[int, list[Tensor]] = {}
+    for top, left, down, across, mask in shifted_regions(rows, columns, shift > 0):
         logits = (bias if masks is None or mask is None else bias + masks[mask]).to(q.dtype)
         part = (slice(None), slice(top, top + down), slice(left, left + across))
-        q_part, k_part, v_part = (x.unflatten(0, (-1, rows, columns))[part].flatten(0, 2) for x in (q, k, v))
-        found = F.scaled_dot_product_attention(q_part, k_part, v_part, attn_mask=logits[None], scale=scale)
-        out.unflatten(0, (-1, rows, columns))[part] = found.unflatten(0, (-1, down, across))
-    x = window_reverse(out.transpose(1, 2).flatten(2), window_size, height, width)
-    return torch.roll(x, (shift_size, shift_size), (1, 2)) if shift_size else x.contiguous()
+        some_q, some_k, some_v = (x[part].flatten(0, 2) for x in (q, k, v))
+        found = F.scaled_dot_product_attention(some_q, some_k, some_v, attn_mask=logits[None], scale=geometry.scale)
+        bands.setdefault(top, []).append(found.unflatten(0, (-1, down, across)))
+    out = torch.cat([torch.cat(band, dim=2) for band in bands.values()], dim=1)
+    x = window_reverse(out.flatten(0, 2).transpose(1, 2).flatten(2), side, height, width)
+    return torch.roll(x, (shift, shift), (1, 2)) if shift else x.contiguous()

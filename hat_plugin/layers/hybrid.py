@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hat_plugin.layers.attention import WindowAttention, attention, gather_bias, merge_heads, split_heads
+from hat_plugin.kernels.window_attention import image_window_attention
+from hat_plugin.layers.attention import (
+    WindowAttention,
+    attention,
+    gather_bias,
+    merge_heads,
+    split_heads,
+    takes_image,
+)
 from hat_plugin.layers.config import BlockConfig, WindowTables
 from hat_plugin.layers.linear import Linear, linear
 from hat_plugin.layers.local import CAB
@@ -195,7 +203,17 @@ class OCAB(nn.Module):
         """Attention before the projection: (B, H, W, C) to the same shape."""
         _, height, width, channels = x.shape
         bias = gather_bias(self.relative_position_bias_table, index)
-        q, kv = self.qkv(like_weights(x, self.qkv)).split([channels, 2 * channels], dim=-1)
+        qkv = self.qkv(like_weights(x, self.qkv))
+        if takes_image(qkv, 0.0):
+            return image_window_attention(
+                qkv,
+                bias,
+                scale=self.scale,
+                num_heads=self.num_heads,
+                window_size=self.window_size,
+                overlap_size=self.overlap_size,
+            )
+        q, kv = qkv.split([channels, 2 * channels], dim=-1)
         (q,) = split_heads(window_partition(q, self.window_size), 1, self.num_heads)
         k, v = split_heads(overlapping_windows(kv, self.window_size, self.overlap_size), 2, self.num_heads)
         windows = merge_heads(attention(q, k, v, bias, scale=self.scale))

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hat_plugin.kernels import library, native
-from hat_plugin.kernels.window_attention import available, image_window_attention, supports, window_attention
+from hat_plugin.kernels.native import Geometry
+from hat_plugin.kernels.window_attention import (
+    available,
+    image_window_attention,
+    supports,
+    supports_image,
+    window_attention,
+)
 from hat_plugin.layers.windows import overlapping_windows, shift_masks, window_partition, window_reverse
 
 
@@ -111,11 +118,12 @@ def test_extreme_logits(kernel):
     assert window_attention(q[:0], k[:0], v[:0], bias, 0.3).shape == (0, 1, 16, 8)
 
 
-def published(q, k, v, bias, heads, window, overlap=None, shift=0, masks=None) -> Tensor:
+def published(qkv, bias, heads, window, overlap=None, shift=0, masks=None) -> Tensor:
     """Attention in an image, as the published code goes about it: roll, cut, mask of every window, reverse; in fp64."""
-    _, height, width, _ = q.shape
+    _, height, width, _ = qkv.shape
     if shift:
-        q, k, v = (torch.roll(x, (-shift, -shift), (1, 2)) for x in (q, k, v))
+        qkv = torch.roll(qkv, (-shift, -shift), (1, 2))
+    q, k, v = qkv.chunk(3, dim=-1)
     q = window_partition(q, window)
     k, v = (overlapping_windows(x, window, overlap or window) for x in (k, v))
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2).double() for x in (q, k, v))
@@ -133,18 +141,77 @@ def published(q, k, v, bias, heads, window, overlap=None, shift=0, masks=None) -
 @pytest.mark.parametrize('size', [(24, 16), (8, 24), (8, 8)], ids=str)
 @pytest.mark.parametrize(('overlap', 'shift'), [(None, 0), (None, 4), (None, 3), (12, 0), (20, 0)])
 def test_windows_of_an_image(kernel, monkeypatch, compiled, dtype, size, overlap, shift):
+    """The output, and the gradients of q, k, v and the bias."""
     if not compiled:
         monkeypatch.setattr('hat_plugin.kernels.window_attention.load', lambda: None)
     torch.manual_seed(0)
-    q, k, v = torch.randn(2, *size, 3 * 2 * 15).to(dtype).chunk(3, dim=-1)
-    bias = torch.randn(2, 64, (overlap or 8) ** 2).to(dtype)
+    qkv = torch.randn(2, *size, 3 * 2 * 15).to(dtype).requires_grad_()
+    bias = torch.randn(2, 64, (overlap or 8) ** 2).to(dtype).requires_grad_()
     masks = shift_masks(8, shift) if shift else None
-    found = image_window_attention(
-        q, k, v, bias, scale=15**-0.5, num_heads=2, window_size=8, overlap_size=overlap, shift_size=shift, masks=masks
-    )
+    sizes = {'num_heads': 2, 'window_size': 8, 'overlap_size': overlap, 'shift_size': shift, 'masks': masks}
+    found = image_window_attention(qkv, bias, scale=15**-0.5, **sizes)
     assert found.is_contiguous() and found.dtype == dtype
+    expected = published(qkv, bias, 2, 8, overlap, shift, masks)
     bound = 2e-6 if dtype == torch.float32 else 1.5e-2
-    assert error(found, published(q, k, v, bias, 2, 8, overlap, shift, masks)) < bound
+    assert error(found, expected) < bound
+    slope = torch.randn(found.shape).to(dtype)
+    of_qkv, of_bias = torch.autograd.grad(found, (qkv, bias), slope)
+    exact_qkv, exact_bias = torch.autograd.grad(expected, (qkv, bias), slope.double())
+    assert of_qkv.dtype == of_bias.dtype == dtype
+    parts = zip(of_qkv.chunk(3, dim=-1), exact_qkv.chunk(3, dim=-1), strict=True)
+    assert all(error(one, other.double()) < bound for one, other in parts)
+    assert error(of_bias, exact_bias.double()) < bound
+
+
+@pytest.mark.parametrize(('window', 'overlap', 'width'), [(7, 9, 33), (16, 24, 30), (2, 2, 1), (3, 3, 64), (4, 12, 7)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_gradients_of_windows_that_fill_no_vector(kernel, dtype, window, overlap, width):
+    torch.manual_seed(window)
+    qkv = torch.randn(1, 2 * window, 3 * window, 9 * width)[:, :, :, ::1].to(dtype).requires_grad_()
+    bias = torch.randn(3, window**2, overlap**2, requires_grad=True)
+    sizes = {'num_heads': 3, 'window_size': window, 'overlap_size': overlap}
+    found = image_window_attention(qkv, bias, scale=0.3, **sizes)
+    expected = published(
+        (qkv * torch.tensor([0.3 * width**0.5, 1, 1]).repeat_interleave(3 * width)), bias, 3, window, overlap
+    )
+    slope = torch.randn(found.shape).to(dtype)
+    results = torch.autograd.grad(found, (qkv, bias), slope)
+    for one, other in zip(results, torch.autograd.grad(expected, (qkv, bias), slope.double()), strict=True):
+        assert error(one, other.double()) < (5e-6 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_gradients_are_the_same_each_time(kernel, dtype):
+    """Bit by bit, so that training can be resumed; for another number of threads but for the order of a sum."""
+    torch.manual_seed(0)
+    qkv, bias = torch.randn(2, 48, 32, 60).to(dtype), torch.randn(1, 64, 144)
+    slope = torch.randn(2, 48, 32, 20).to(dtype)
+    geometry = Geometry(0.2, 1, 8, 12, 0)
+    runs = [native.run_image_gradient(kernel, slope, qkv, bias, None, geometry, threads=n) for n in (3, 3, 3, 1, 2)]
+    for of_qkv, of_bias in runs[1:3]:
+        assert torch.equal(of_qkv, runs[0][0]) and torch.equal(of_bias, runs[0][1])
+    for of_qkv, of_bias in runs[3:]:
+        assert torch.equal(of_qkv, runs[0][0])
+        assert error(of_bias, runs[0][1].double()) < 1e-5
+
+
+def test_a_gradient_penalty_goes_through(kernel):
+    """The gradient of a gradient, by finite differences of the kernel's own gradients."""
+    torch.manual_seed(0)
+    qkv, bias = torch.randn(1, 4, 4, 12, requires_grad=True), torch.randn(1, 4, 4, requires_grad=True)
+
+    def first(qkv, bias):
+        out = image_window_attention(qkv, bias, scale=0.5, num_heads=1, window_size=2)
+        return torch.autograd.grad(out.square().sum(), (qkv, bias), create_graph=True)
+
+    second = torch.autograd.grad(sum(x.square().sum() for x in first(qkv, bias)), (qkv, bias))
+    for place, (given, found) in enumerate(zip((qkv, bias), second, strict=True)):
+        direction, step = torch.randn(given.shape), 1e-2
+        sums = []
+        for sign in (1, -1):
+            moved = [x.detach() + (sign * step * direction if n == place else 0) for n, x in enumerate((qkv, bias))]
+            sums.append(sum(x.double().square().sum() for x in first(*(x.requires_grad_() for x in moved))))
+        assert ((sums[0] - sums[1]) / (2 * step)).item() == pytest.approx((found * direction).sum().item(), rel=2e-2)
 
 
 def test_torch_sees_sound_operators(kernel):
@@ -152,8 +219,8 @@ def test_torch_sees_sound_operators(kernel):
     windows, image = torch.ops.hat_plugin.window_attention, torch.ops.hat_plugin.image_window_attention
     torch.library.opcheck(windows.default, (q, k, v, bias, None, 0.4))
     torch.library.opcheck(windows.default, (q, k, v, bias, torch.zeros(16, 16), 0.4))
-    q, k, v = torch.randn(1, 8, 8, 36).chunk(3, dim=-1)
-    torch.library.opcheck(image.default, (q, k, v, bias, shift_masks(4, 2), 0.4, 2, 4, 4, 2))
+    qkv = torch.randn(1, 8, 8, 36, requires_grad=True)
+    torch.library.opcheck(image.default, (qkv, bias.requires_grad_(), shift_masks(4, 2), 0.4, 2, 4, 4, 2))
 
 
 def test_compile_and_export_see_one_operator(kernel):
@@ -171,7 +238,7 @@ def test_compile_and_export_see_one_operator(kernel):
     assert torch.equal(program.module()(*arguments), expected)
 
 
-def test_gradients_are_left_to_others(kernel):
+def test_gradients_of_windows_are_left_to_others(kernel):
     q, k, v, bias = tokens(1, 1, 4, 4, 4)
     assert supports(q, k, v, bias)
     bias.requires_grad_()
@@ -185,7 +252,7 @@ def test_gradients_are_left_to_others(kernel):
 
 def test_without_the_library_torch_computes_the_same(kernel, missing):
     q, k, v, bias = tokens(2, 3, 16, 36, 30)
-    assert not available() and not supports(q, k, v, bias)
+    assert not available() and not supports(q, k, v, bias) and not supports_image(q)
     found = window_attention(q, k, v, bias, 30**-0.5)
     assert error(found, exact(q, k, v, bias)) < 2e-6
     assert found.transpose(1, 2).is_contiguous()
@@ -204,7 +271,7 @@ def test_arguments_that_do_not_fit_are_refused(kernel):
             window_attention(*wrong, 0.4)
     with pytest.raises(ValueError, match='mask .* does not fit'):
         window_attention(q, k, v, bias, 0.4, torch.zeros(15, 16))
-    image = torch.randn(1, 8, 8, 12)
+    image = torch.randn(1, 8, 8, 36)
     for sizes, message in [
         ({'window_size': 3}, 'does not fall into windows'),
         ({'window_size': 4, 'overlap_size': 7}, 'plus an even number'),
@@ -212,4 +279,6 @@ def test_arguments_that_do_not_fit_are_refused(kernel):
         ({'window_size': 4, 'shift_size': 4, 'masks': torch.zeros(3, 16, 16)}, 'less than the window'),
     ]:
         with pytest.raises(ValueError, match=message):
-            image_window_attention(image, image, image, bias, scale=0.4, num_heads=2, **sizes)
+            image_window_attention(image, bias, scale=0.4, num_heads=2, **sizes)
+    with pytest.raises(ValueError, match='give \\(B, H, W, 3'):
+        image_window_attention(image[..., 1:], bias, scale=0.4, num_heads=2, window_size=4)

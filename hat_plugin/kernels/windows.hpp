@@ -1,0 +1,261 @@
+// What the passes of window_attention.cpp share: where the tokens of a window lie, how they are packed, logits, softmax.
+//
+// Logits and weights of a few queries live in the first-level cache and never reach memory; the bias and the mask are
+// added in registers; softmax is in fp32 whatever the tensors are; shift, windows and overlap are a matter of
+// addresses, so that no image is rolled, cut or padded before.
+
+#pragma once
+
+#include "vectors.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+
+// The caller fills it: library.py has the same fields in the same order, and a build is named by this file's content.
+// Strides are in elements; the last dimension of every tensor has stride 1.
+struct WindowAttention {
+    const void *q, *k, *v, *bias, *mask;  // mask: null, or (N, M), or (3, N, M) as mask_mode says
+    void *out;
+    int64_t q_stride[4], k_stride[4], v_stride[4], out_stride[4];  // batch, row, column, head
+    int64_t batch, heads, width;                                   // width: channels of one head
+    int64_t height_q, width_q, height_k, width_k;                  // images that queries and keys come from
+    int64_t rows, columns;                                         // windows in an image
+    int64_t window_height, window_width;                           // of queries: N = window_height * window_width
+    int64_t key_height, key_width;                                 // of keys: M = key_height * key_width
+    int64_t margin, shift;  // keys begin margin pixels before the queries; all windows are shift pixels further on
+    int64_t mask_mode;      // 0: none; 1: one for all; 2: last row, last column and corner of windows
+    int64_t half, half_bias;  // whether tensors, and bias with mask, are bf16 (else fp32)
+    int64_t threads;
+    double scale;
+};
+
+namespace {
+
+constexpr int64_t AHEAD = 16;  // tokens that are fetched in advance
+
+inline int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// One block of memory, cut into aligned parts: laid out once to know its size, and once more for the addresses.
+class Arena {
+    char *memory = nullptr;
+    int64_t used = 0;
+
+  public:
+    template <class T> void take(T *&part, int64_t count) {
+        part = reinterpret_cast<T *>(memory + used);
+        used += up(count * static_cast<int64_t>(sizeof(T)), 64);
+    }
+    bool allocate() {
+        memory = static_cast<char *>(std::aligned_alloc(64, up(used, 64)));
+        used = 0;
+        return memory;
+    }
+    Arena() = default;
+    ~Arena() { std::free(memory); }
+    Arena(const Arena &) = delete;
+    Arena &operator=(const Arena &) = delete;
+};
+
+// Sizes of a window and a head, as they are packed.
+struct Sizes {
+    int64_t n, m, queries, keys, width, depth, values;
+
+    Sizes(const WindowAttention &a, int unit)
+        : n(a.window_height * a.window_width),  // queries
+          m(a.key_height * a.key_width),        // keys
+          queries(up(n, ROWS)),
+          keys(up(m, PANEL)),
+          width(a.width),
+          depth((a.width + unit - 1) / unit),  // units of a token
+          values(up(a.width, LANES)) {}        // lanes of a token
+    int64_t broadcast() const { return queries * depth + PANEL; }  // pack_units() writes whole vectors
+    int64_t panels() const { return keys * depth; }
+};
+
+// A window, and the head that is worked on.
+struct Place {
+    int64_t image, row, column, head;
+};
+
+// A position that may be less than one image off, brought back.
+inline int64_t wrapped(int64_t at, int64_t size) { return at < 0 ? at + size : at >= size ? at - size : at; }
+
+// Where the rows of a window's tokens begin in a tensor; null for those beyond the image.
+template <class T>
+void locate(const WindowAttention &a, const Place &place, const void *tensor, const int64_t *stride, bool keys, T **rows) {
+    const int64_t image_height = keys ? a.height_k : a.height_q, image_width = keys ? a.width_k : a.width_q;
+    const int64_t height = keys ? a.key_height : a.window_height, width = keys ? a.key_width : a.window_width;
+    const int64_t top = place.row * a.window_height + a.shift - (keys ? a.margin : 0);
+    const int64_t left = place.column * a.window_width + a.shift - (keys ? a.margin : 0);
+    T *base = static_cast<T *>(const_cast<void *>(tensor)) + place.image * stride[0] + place.head * stride[3];
+    for (int64_t y = top; y < top + height; ++y) {
+        const int64_t in_y = a.shift ? wrapped(y, image_height) : y;
+        for (int64_t x = left; x < left + width; ++x) {
+            const int64_t in_x = a.shift ? wrapped(x, image_width) : x;
+            const bool inside = in_y >= 0 && in_y < image_height && in_x >= 0 && in_x < image_width;
+            *rows++ = inside ? base + in_y * stride[1] + in_x * stride[2] : nullptr;
+        }
+    }
+}
+
+// Ask for a row of an image before it is needed: rows lie too far apart for the processor to guess the next one.
+template <class T> inline void fetch(T *const *rows, int64_t at, int64_t count, int64_t width) {
+    if (at >= count || !rows[at]) return;
+    const T *row = rows[at];
+    for (int64_t c = 0; c < width; c += 64 / sizeof(T)) __builtin_prefetch(row + c);
+    __builtin_prefetch(row + width - 1);
+}
+
+// The three orders in which tokens are multiplied. `rows` says where each begins; null, or beyond `count`: zeros.
+
+// (total, depth): a token's units one after the other, each to be spread over a vector.
+template <class P, class T>
+void pack_units(const Sizes &s, T *const *rows, int64_t count, int64_t total, uint32_t *to) {
+    P *how = nullptr;
+    for (int64_t i = 0; i < count; ++i) {
+        fetch<T>(rows, i + AHEAD, count, s.width);
+        row_units(how, rows[i], s.width, to + i * s.depth);  // the next row clears the excess
+    }
+    std::memset(to + count * s.depth, 0, (total - count) * s.depth * 4);
+}
+
+// (total / PANEL, depth, PANEL): the same unit of neighbouring tokens side by side. `row` has room for one token.
+template <class P, class T>
+void pack_panels(const Sizes &s, T *const *rows, int64_t count, int64_t total, uint32_t *to, uint32_t *row) {
+    P *how = nullptr;
+    for (int64_t j = 0; j < total; ++j) {
+        uint32_t *panel = to + j / PANEL * PANEL * s.depth + j % PANEL;
+        fetch<T>(rows, j + AHEAD, count, s.width);
+        if (j < count && rows[j]) {
+            row_units(how, rows[j], s.width, row);
+            for (int64_t p = 0; p < s.depth; ++p) panel[p * PANEL] = row[p];
+        } else {
+            for (int64_t p = 0; p < s.depth; ++p) panel[p * PANEL] = 0;
+        }
+    }
+}
+
+// (total / UNIT, values): channels side by side, a unit being the same channel of UNIT neighbouring tokens.
+template <class P, class T>
+void pack_values(const Sizes &s, T *const *rows, int64_t count, int64_t total, uint32_t *to) {
+    static const T nothing[2 * LANES] = {};
+    P *how = nullptr;
+    for (int64_t j = 0; j < total; j += P::UNIT, to += s.values) {
+        const T *token[P::UNIT];
+        for (int u = 0; u < P::UNIT; ++u) {
+            fetch<T>(rows, j + u + AHEAD, count, s.width);
+            token[u] = j + u < count ? rows[j + u] : nullptr;
+        }
+        for (int64_t c = 0; c < s.values; c += LANES) {
+            const T *first = token[0] ? token[0] + c : nothing, *last = token[P::UNIT - 1] ? token[P::UNIT - 1] + c : nothing;
+            write(to + c, paired(how, first, last, s.width - c));
+        }
+    }
+}
+
+// Products of ROWS tokens, packed as units, with one panel.
+template <class P>
+inline __attribute__((always_inline)) void products(const uint32_t *units, const uint32_t *panel, int64_t depth,
+                                                    Floats (&sum)[ROWS][2]) {
+    for (int64_t p = 0; p < depth; ++p) {
+        const Bits left = read<Bits>(panel + p * PANEL), right = read<Bits>(panel + p * PANEL + LANES);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) {
+            sum[r][0] = P::fma(sum[r][0], units[r * depth + p], left);
+            sum[r][1] = P::fma(sum[r][1], units[r * depth + p], right);
+        }
+    }
+}
+
+// Logits of ROWS queries from `first` on, (ROWS, keys) in fp32, and the largest of each. Keys that only fill a panel
+// get -inf.
+template <class P, class B>
+void logits(const Sizes &s, const uint32_t *q, const uint32_t *k, int64_t first, const B *bias, const B *mask,
+            float scale, float *result, float *peak) {
+    Floats most[ROWS];
+    for (int r = 0; r < ROWS; ++r) most[r] = all(-std::numeric_limits<float>::infinity());
+    for (int64_t j = 0; j < s.keys; j += PANEL) {
+        Floats sum[ROWS][2] = {};
+        products<P>(q + first * s.depth, k + j * s.depth, s.depth, sum);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) {
+            const int64_t at = std::min(first + r, s.n - 1) * s.m;
+#pragma GCC unroll 2
+            for (int side = 0; side < 2; ++side) {
+                const int64_t column = j + side * LANES, count = s.m - column;
+                Floats value = all(-std::numeric_limits<float>::infinity());
+                if (count > 0) {
+                    value = sum[r][side] * scale + load(bias + at + column, count);
+                    if (mask) value += load(mask + at + column, count);
+                }
+                if (count > 0 && count < LANES)
+                    for (int lane = count; lane < LANES; ++lane) value[lane] = -std::numeric_limits<float>::infinity();
+                most[r] = value > most[r] ? value : most[r];
+                write(result + r * s.keys + column, value);
+            }
+        }
+    }
+    for (int r = 0; r < ROWS; ++r) peak[r] = largest(most[r]);
+}
+
+// Logits to weights as units of P, in place, not yet divided by their sum, which is returned.
+template <class P> float exponentials(float *row, int64_t keys, float peak) {
+    constexpr float LOG2_E = 1.44269504088896340736f;
+    Floats sum[2] = {};
+    for (int64_t j = 0; j < keys; j += PANEL) {
+        const Floats first = power_of_two((read<Floats>(row + j) - peak) * LOG2_E);
+        const Floats second = power_of_two((read<Floats>(row + j + LANES) - peak) * LOG2_E);
+        sum[0] += first;
+        sum[1] += second;
+        P::put_weights(reinterpret_cast<uint32_t *>(row) + j / P::UNIT, first, second);
+    }
+    return total(sum[0] + sum[1]);
+}
+
+// Weighted sums of `values`: VECTORS vectors of channels from `lane` on, for ROWS queries; each times its factor.
+template <class P, int VECTORS, class T>
+void sums(const Sizes &s, int64_t first, int64_t lane, const uint32_t *weights, const uint32_t *values,
+          const float *factor, T *const *out) {
+    Floats sum[ROWS][VECTORS] = {};
+    const uint32_t *v = values + lane;
+    for (int64_t j = 0; j < s.keys / P::UNIT; ++j, v += s.values) {
+        Bits value[VECTORS];
+        for (int c = 0; c < VECTORS; ++c) value[c] = read<Bits>(v + c * LANES);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+            for (int c = 0; c < VECTORS; ++c) sum[r][c] = P::fma(sum[r][c], weights[r * s.keys + j], value[c]);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+        if (first + r >= s.n) continue;
+#pragma GCC unroll 2
+        for (int c = 0; c < VECTORS; ++c) {
+            const int64_t at = lane + c * LANES;
+            store(out[first + r] + at, sum[r][c] * factor[r], s.width - at);
+        }
+    }
+}
+
+template <class P, class T>
+void all_sums(const Sizes &s, int64_t first, const uint32_t *weights, const uint32_t *values, const float *factor,
+              T *const *out) {
+    int64_t lane = 0;
+    for (; lane + 2 * LANES <= s.values; lane += 2 * LANES)
+        sums<P, 2>(s, first, lane, weights, values, factor, out);
+    if (lane < s.values) sums<P, 1>(s, first, lane, weights, values, factor, out);
+}
+
+// The mask of a window, or null.
+template <class B> const B *mask_of(const WindowAttention &a, const Place &at, const Sizes &s) {
+    const bool last_row = at.row == a.rows - 1, last_column = at.column == a.columns - 1;
+    const B *mask = static_cast<const B *>(a.mask);
+    if (a.mask_mode == 1) return mask;
+    if (a.mask_mode != 2 || !(last_row || last_column)) return nullptr;
+    return mask + (last_row && last_column ? 2 : last_row ? 0 : 1) * s.n * s.m;
+}
+
+}  // namespace
