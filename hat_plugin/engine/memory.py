@@ -43,6 +43,9 @@ _ALLOCATOR_MESSAGES = (
     'not enough memory: you tried to allocate',  # DefaultCPUAllocator on Windows
     'std::bad_alloc',
     'ALLOC_FAILED',  # cuBLAS and cuDNN handles
+    'could not create a primitive',  # oneDNN, which has no word for it; also '... primitive descriptor'
+    'could not execute a primitive',
+    'could not create a memory',
 )
 _AMP_TYPES = {None: None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 

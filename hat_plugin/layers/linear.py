@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,16 @@ from torch import Tensor, nn
 # over 4,096 tokens on an AMD EPYC (AVX-512). torch's own compiler calls this operator; it is no public interface, so
 # that its absence is provided for.
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+
+
+def _memory_is_limited() -> bool:
+    """Whether this process has a limit (`ulimit -v`, `-d`): oneDNN's linear layer crashes where an allocation fails."""
+    with contextlib.suppress(ImportError):  # not POSIX
+        import resource
+
+        kinds = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+        return any(resource.getrlimit(kind)[0] != resource.RLIM_INFINITY for kind in kinds)
+    return False
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -29,6 +41,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         and x.dtype == weight.dtype == torch.float32
         and x.is_contiguous()
         and not (torch.is_grad_enabled() or torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling())
+        and not _memory_is_limited()
     )
     if not onednn:
         return F.linear(x, weight, bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -138,8 +139,11 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
         self.init_losses()
         self.setup_optimizers()
         self.setup_schedulers()
+        # Beside net_g, not in its place: validation meets pictures of many sizes, which go strip by strip uncompiled.
+        # A graph for each size: with symbolic sizes torch 2.13's compiler fails on what is kept for the backward pass.
+        self.forward_g: Callable[[Tensor], Tensor] = self.net_g
         if train_opt.get('compile'):
-            self.get_bare_model(self.net_g).compile()
+            self.forward_g = torch.compile(self.net_g, dynamic=False)
 
     def init_losses(self) -> None:
         """BasicSR's slots, and the ``losses`` list.
@@ -227,7 +231,7 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
         for index, (lq, gt) in enumerate(parts):
             with states.gradient_sync(self.net_g, index == len(parts) - 1):
                 with self.autocast():
-                    output = self.net_g(lq)
+                    output = self.forward_g(lq)
                 terms = self.compute_losses(output.float(), gt)
                 share = lq.shape[0] / total
                 self.scaler.scale(torch.stack([*terms.values()]).sum() * share).backward()

@@ -123,16 +123,31 @@ def test_channels_last_and_compile_are_real(tmp_path, batch, monkeypatch):
     for name, value in step(trained, batch).items():
         torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-4)
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **options: compiled.append(type(self).__name__))
-    model(tmp_path, compile=True)
-    assert compiled == ['HAT']
+
+    def counting(net, **options):
+        def forward(x):
+            compiled.append(tuple(x.shape))
+            return net(x)
+
+        return forward
+
+    monkeypatch.setattr(torch, 'compile', counting)
+    trained = model(tmp_path, compile=True)
+    step(trained, batch)
+    assert compiled == [tuple(batch['lq'].shape)]
+    trained.test()
+    assert len(compiled) == 1  # validation is not compiled
 
 
 @pytest.mark.slow
 def test_a_compiled_network_trains_as_the_eager_one(tmp_path, batch):
-    plain = step(model(tmp_path), batch)
-    for name, value in step(model(tmp_path, compile=True), batch).items():
-        torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-4)
+    """Patches of several sizes in turn, as progressive training has them."""
+    eager, compiled = model(tmp_path), model(tmp_path, compile=True)
+    larger = {key: torch.cat([value, value], dim=-1) for key, value in batch.items() if torch.is_tensor(value)}
+    for iteration, data in enumerate((batch, larger, batch), 1):
+        plain = step(eager, data, iteration)
+        for name, value in step(compiled, data, iteration).items():
+            torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-3)
 
 
 def test_steps_that_are_not_finite_are_skipped_named_and_bounded(tmp_path, batch):

@@ -38,6 +38,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope='session')
+def hungry_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a HAT x4 that needs some memory."""
+    return save_hat(tmp_path_factory.mktemp('weights') / 'hat_x4.pth', embed_dim=48, upscale=4)
+
+
+@pytest.fixture(scope='session')
 def network(weights: Path) -> Network:
     return load_network(weights, device='cpu')
 
