@@ -27,7 +27,7 @@ print('FAILED', *sorted(path.name for path, _ in summary.failures))
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='limits memory as Linux does')
-@pytest.mark.parametrize('megabytes', [60, 20])
+@pytest.mark.parametrize('megabytes', [40])
 def test_a_picture_shrinks_its_tiles_or_fails_alone(
     tmp_path: Path, photos, hungry_weights: Path, megabytes: int
 ) -> None:
