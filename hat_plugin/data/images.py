@@ -51,6 +51,18 @@ def read_image(
     return convert_channels(_decode(content, name), channels, alpha, name)
 
 
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f'{os.fspath(path)}: cannot be read: {error.strerror or error}') from error
+
+
 def to_float_tensor(array: np.ndarray) -> torch.Tensor:
     """A picture (H, W, C) or (H, W), uint8, uint16 or float32 in [0, 1], as a contiguous float32 tensor (C, H, W)."""
     if array.ndim == 2:
@@ -134,11 +146,7 @@ def _content(source: str | os.PathLike[str] | bytes, name: str | None) -> tuple[
     if isinstance(source, bytes | bytearray | memoryview):
         content, name = bytes(source), name or 'picture in memory'
     else:
-        name = name or os.fspath(source)
-        try:
-            content = Path(source).read_bytes()
-        except OSError as error:
-            raise DataError(f'{name}: cannot be read: {error.strerror or error}') from error
+        content, name = read_bytes(source), name or os.fspath(source)
     if not content:
         raise DataError(f'{name}: is empty (0 bytes); copy it again')
     return content, name
