@@ -20,6 +20,7 @@ from benchmarks import loaders
 from benchmarks.report import Section, plain, seconds
 from benchmarks.settings import Settings, say
 from benchmarks.timing import Plan, Sample, alternate, ratios, spread
+from hat_plugin.data import png_rows
 from hat_plugin.data.bicubic import imresize
 from hat_plugin.data.build import build_dataset
 from hat_plugin.data.images import list_images, read_image
@@ -47,7 +48,8 @@ def run(settings: Settings) -> Iterator[Section]:
             written = prepare(root, tiles(settings.images, size), count)
             if not written:
                 raise DataError(f'{settings.images}: no picture of at least {size}x{size}; give a folder that has some')
-            note = f'{written} pictures of {size}x{size}, patches of {patch}, x{SCALE}, flips and rotations.'
+            note = f'{written} pictures of {size}x{size}, patches of {patch}, x{SCALE}, flips and rotations. '
+            note += 'PNG by isal and pyspng.' if png_rows.AVAILABLE else 'PNG by OpenCV: isal or pyspng is missing.'
             ways = dict(variants(root, patch))
             readers = {name: reader(options, settings.samples) for name, options in ways.items()}
             samples = alternate(readers, torch.device('cpu'), rounds(settings.plan))

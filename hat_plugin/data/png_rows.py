@@ -31,6 +31,7 @@ _CHANNELS = {0: 1, 2: 3}  # by PNG's colour type: gray, RGB
 # Chunks that change what the pixels are: transparency, an animation. Others that may be ignored begin in lower case.
 _CHANGING = (b'tRNS', b'acTL')
 _MAX_STORED = 65535  # bytes of a deflate block that is not compressed
+_MAX_PIXELS = 2**30  # OpenCV's limit
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def plain_header(content: bytes) -> PngHeader | None:
         return None
     width, height, depth, colour, compression, filtering, interlace, crc = struct.unpack('>IIBBBBBI', content[16:33])
     plain = depth == 8 and colour in _CHANNELS and not (compression or filtering or interlace)
-    if not plain or isal_zlib.crc32(content[12:29]) != crc or 0 in (height, width):
+    if not plain or isal_zlib.crc32(content[12:29]) != crc or not 0 < height * width <= _MAX_PIXELS:
         return None
     return PngHeader(height, width, _CHANNELS[colour])
 
@@ -83,7 +84,7 @@ def upper_rows(content: bytes, header: PngHeader, count: int) -> np.ndarray | No
         if len(filtered) != size:
             return None
         rows = pyspng.load(_stored_png(filtered, count, header))
-    except (isal_zlib.error, RuntimeError, ValueError):
+    except (isal_zlib.IsalError, RuntimeError, ValueError):
         return None
     return rows.reshape(count, header.width, header.channels)
 
@@ -94,14 +95,15 @@ def _compressed(content: bytes) -> bytes | None:
     parts: list[memoryview] = []
     after = False  # the rows' chunks must follow one another
     while position + 12 <= len(view):
-        kind, end = content[position + 4 : position + 8], position + 8 + int.from_bytes(view[position : position + 4])
-        if isal_zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4]):
+        kind = content[position + 4 : position + 8]
+        end = position + 8 + int.from_bytes(view[position : position + 4], 'big')
+        if isal_zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4], 'big'):
             return None
         if kind == b'IDAT' and not after:
             parts.append(view[position + 8 : end])
         elif kind == b'IEND':
             return b''.join(parts)
-        elif kind in _CHANGING or (kind[0] < ord('a') and kind != b'IHDR'):
+        elif kind in _CHANGING or (kind[0] < ord('a') and position > len(_SIGNATURE)):
             return None
         else:
             after = bool(parts)
@@ -111,7 +113,8 @@ def _compressed(content: bytes) -> bytes | None:
 
 def _stored_png(filtered: bytes, count: int, header: PngHeader) -> bytes:
     """A PNG of these rows, each after its filter's number, whose deflate stream is of stored blocks."""
-    view, body = memoryview(filtered), [b'\x78\x01']
+    view = memoryview(filtered)
+    body: list[bytes | memoryview] = [b'\x78\x01']
     for start in range(0, len(view), _MAX_STORED):
         block = view[start : start + _MAX_STORED]
         last = start + _MAX_STORED >= len(view)
