@@ -38,7 +38,7 @@ $(READY): setup.py pyproject.toml Makefile hat_plugin/install_basicsr.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(TORCH)
 	PIP_QUIET=1 $(BIN)/python hat_plugin/install_basicsr.py
-	PIP_QUIET=1 $(BIN)/python -m pip install --editable '.[tests,tools]'
+	PIP_QUIET=1 $(BIN)/python -m pip install --editable '.[fast,tests,tools]'
 	@touch $@
 
 demo: $(READY)

@@ -60,6 +60,9 @@ setup(
         'tqdm>=4.65',
     ],
     extras_require={
+        # PNGs read in two fifths of the time (hat_plugin/data/png_rows.py). Wheels for CPython 3.10 to 3.13 on Linux,
+        # macOS and Windows; their licences are PSF-2.0 and MIT. Others go without and read by OpenCV.
+        'fast': ['isal>=1.6', 'pyspng>=0.1.4'],
         'tests': ['matplotlib>=3.8', 'pytest>=8', 'spandrel>=0.4'],
         'tools': ['mypy>=1.11', 'pre-commit>=3', 'ruff>=0.6'],
     },

@@ -1,6 +1,6 @@
 """How fast training samples are read: PairedCropDataset against BasicSR's PairedImageDataset, on the same pictures.
 
-One process, one thread; ratios travel between machines, milliseconds do not.
+First in one process and thread, then by loaders of two workers; ratios travel between machines, milliseconds do not.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import cv2
 import numpy as np
 import torch
 
+from benchmarks import loaders
 from benchmarks.report import Section, plain, seconds
 from benchmarks.settings import Settings, say
-from benchmarks.timing import Plan, alternate, ratios, spread
+from benchmarks.timing import Plan, Sample, alternate, ratios, spread
+from hat_plugin.data import png_rows
 from hat_plugin.data.bicubic import imresize
 from hat_plugin.data.build import build_dataset
 from hat_plugin.data.images import list_images, read_image
@@ -46,23 +48,43 @@ def run(settings: Settings) -> Iterator[Section]:
             written = prepare(root, tiles(settings.images, size), count)
             if not written:
                 raise DataError(f'{settings.images}: no picture of at least {size}x{size}; give a folder that has some')
-            readers = {name: reader(options, settings.samples) for name, options in variants(root, patch)}
+            note = f'{written} pictures of {size}x{size}, patches of {patch}, x{SCALE}, flips and rotations. '
+            note += 'PNG by isal and pyspng.' if png_rows.AVAILABLE else 'PNG by OpenCV: isal or pyspng is missing.'
+            ways = dict(variants(root, patch))
+            readers = {name: reader(options, settings.samples) for name, options in ways.items()}
             samples = alternate(readers, torch.device('cpu'), rounds(settings.plan))
+            readers.clear()  # BasicSR's own hold their LMDBs open
+            yield section('Data: training samples of one process', note, samples, settings, settings.samples)
+            say(f'data: loaders of {loaders.WORKERS} workers')
+            samples = loaders.measure({name: ways[name] for name in ways if 'LMDB' in name}, settings)
+            note += f' Batches of {loaders.BATCH}; CPU time is of all processes, samples a second are by the wall.'
+            yield section(
+                f'Data: training samples of a loader with {loaders.WORKERS} workers', note, samples, settings, None
+            )
     finally:
         cv2.setNumThreads(threads)
-    section = Section('Data: training samples of one process', COLUMNS)
-    section.notes.append(f'{written} pictures of {size}x{size}, patches of {patch}, x{SCALE}, flips and rotations.')
+
+
+def section(title: str, note: str, samples: dict[str, list[Sample]], settings: Settings, count: int | None) -> Section:
+    """A table of ways to read, each beside the first one.
+
+    Args:
+        title: heading.
+        note: the paragraph above the table.
+        samples: name -> a time for each round.
+        settings: says which clock the ratios are of.
+        count: training samples that one process read in that time; None: the times are of one, read by several.
+    """
+    made = Section(title, COLUMNS, notes=[note])
     base = next(iter(samples.values()))
     for name, taken in samples.items():
         ratio = ratios(base, taken, settings.clock)
-        times = {
-            clock: spread([sample.seconds(clock) / settings.samples for sample in taken]) for clock in ('wall', 'cpu')
-        }
-        rate = f'{1 / times[settings.clock].median:,.0f}'
-        section.rows.append((name, f'{ratio:.1f}', seconds(times['wall']), seconds(times['cpu']), rate))
-        record = {'part': 'data', 'reader': name, 'ratio': plain(ratio)}
-        section.records.append({**record, 'seconds': {clock: plain(value) for clock, value in times.items()}})
-    yield section
+        times = {clock: spread([one.seconds(clock) / (count or 1) for one in taken]) for clock in ('wall', 'cpu')}
+        rate = f'{1 / times[settings.clock if count else "wall"].median:,.0f}'
+        made.rows.append((name, f'{ratio:.1f}', seconds(times['wall']), seconds(times['cpu']), rate))
+        record = {'part': 'data', 'reader': name, 'workers': 0 if count else loaders.WORKERS, 'ratio': plain(ratio)}
+        made.records.append({**record, 'seconds': {clock: plain(value) for clock, value in times.items()}})
+    return made
 
 
 def rounds(plan: Plan) -> Plan:

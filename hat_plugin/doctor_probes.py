@@ -184,6 +184,9 @@ def machine(report: Report) -> None:
     kernel = library_path()
     remedy = 'optional, for inference on the CPU: python -m hat_plugin.kernels.build'
     report.row('Machine', 'attention kernel', *((str(kernel), '') if kernel.is_file() else ('not built', remedy)))
+    missing = [name for name in ('isal', 'pyspng') if _installed(name) is None]
+    remedy = f'optional, for training from PNG: pip install {" ".join(missing)}'
+    report.row('Machine', 'fast PNG', 'OpenCV alone' if missing else 'isal, pyspng', remedy if missing else '')
 
 
 def _cpu_abilities() -> str:

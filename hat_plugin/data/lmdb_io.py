@@ -5,6 +5,7 @@ An LMDB of images is a folder ``NAME.lmdb`` with ``data.mdb`` and ``meta_info.tx
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Iterator
@@ -193,7 +194,7 @@ class LmdbReader:
         value = self._value(transaction, key)
         dtype = np.dtype(entry.dtype).newbyteorder('<')
         assert entry.shape is not None  # parse_line saw to it
-        if len(value) != int(np.prod(entry.shape)) * dtype.itemsize:
+        if len(value) != math.prod(entry.shape) * dtype.itemsize:
             raise DataError(
                 f'{self.path}: {key!r} has {len(value)} bytes, which is no {entry.dtype} image of shape {entry.shape}; '
                 f'prepare the LMDB again'

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol
 
+import cv2
 import numpy as np
 
-from hat_plugin.data.images import IMAGE_SUFFIXES, Alpha, convert_channels, list_images, read_image
+from hat_plugin.data.images import IMAGE_SUFFIXES, Alpha, convert_channels, list_images, read_bytes, read_image
 from hat_plugin.data.lmdb_io import LmdbReader
 from hat_plugin.data.lmdb_meta import key_of
 from hat_plugin.data.options import PictureOptions
+from hat_plugin.data.png_rows import PngHeader, plain_header, upper_rows
 from hat_plugin.errors import DataError
 
 Channels = Literal[1, 3] | None
@@ -68,6 +70,50 @@ class RawPicture:
         return convert_channels(pixels, self.channels, self.alpha, f'{self.reader.path}: {self.key}')
 
 
+@dataclass(frozen=True)
+class PngPicture:
+    """A plain PNG in memory, decoded no further down than is asked for."""
+
+    content: bytes
+    header: PngHeader
+    channels: Channels
+    alpha: Alpha
+    name: str
+
+    @property
+    def size(self) -> Size:
+        return self.header.height, self.header.width
+
+    def crop(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """Its rectangle.
+
+        Raises:
+            DataError: the picture is damaged.
+        """
+        rows = upper_rows(self.content, self.header, top + height)
+        if rows is None:
+            whole_picture = read_image(self.content, channels=self.channels, alpha=self.alpha, name=self.name)
+            return whole_picture[top : top + height, left : left + width]
+        pixels = rows[top:, left : left + width]
+        if self.channels == 3 and self.header.channels == 1:
+            return np.repeat(pixels, 3, axis=2)
+        if self.channels == 1 and self.header.channels == 3:
+            return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
+        return pixels
+
+
+def decoded(content: bytes, channels: Channels, alpha: Alpha, name: str) -> Picture:
+    """A picture of encoded bytes, called `name` in errors.
+
+    Raises:
+        DataError: it is damaged; a plain PNG's rows are looked at only when they are asked for.
+    """
+    header = plain_header(content)
+    if header is not None:
+        return PngPicture(content, header, channels, alpha, name)
+    return DecodedPicture(read_image(content, channels=channels, alpha=alpha, name=name))
+
+
 def whole(picture: Picture) -> np.ndarray:
     """All of a picture, (H, W, C); it may be a view, not to be written to."""
     return picture.crop(0, 0, *picture.size)
@@ -98,12 +144,13 @@ class FolderSource:
         return self.path(name)
 
     def open(self, name: str) -> Picture:
-        """Decode a picture.
+        """Read a file; of a plain PNG nothing is decoded yet.
 
         Raises:
             DataError: it is missing or damaged.
         """
-        return DecodedPicture(read_image(self.root / name, channels=self.channels, alpha=self.alpha))
+        path = self.path(name)
+        return decoded(read_bytes(path), self.channels, self.alpha, path)
 
 
 class LmdbSource:
@@ -131,15 +178,14 @@ class LmdbSource:
         return f'{self.reader.path}: {name}'
 
     def open(self, name: str) -> Picture:
-        """Read a picture; of raw pixels nothing yet.
+        """Read a picture; of raw pixels nothing yet, of a plain PNG nothing is decoded yet.
 
         Raises:
             DataError: the key is missing, or its value damaged.
         """
         if self.reader.kind == 'raw':
             return RawPicture(self.reader, name, self.channels, self.alpha)
-        content = self.reader.read(name)
-        return DecodedPicture(read_image(content, channels=self.channels, alpha=self.alpha, name=self.place(name)))
+        return decoded(self.reader.read(name), self.channels, self.alpha, self.place(name))
 
 
 Source = FolderSource | LmdbSource

@@ -237,8 +237,9 @@ def test_prefetch_mode_cpu_reads_in_a_process(pairs: Pairs) -> None:
     assert same([next(iter(loader))], batches(pairs.options(), 1))
 
 
-def test_spawned_workers(lmdb_pairs: dict[str, Pairs]) -> None:
-    opt = lmdb_pairs['raw'].options(io_backend={'type': 'lmdb'})
+@pytest.mark.parametrize('kind', ['png', 'raw'])
+def test_spawned_workers(lmdb_pairs: dict[str, Pairs], kind: str) -> None:
+    opt = lmdb_pairs[kind].options(io_backend={'type': 'lmdb'})
     batches(opt, 1)  # opened in this process first
     assert same(batches(opt | {'multiprocessing_context': 'spawn'}, 2, workers=1), batches(opt, 2))
 
