@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('-opt', '--opt', required=True, metavar='YAML', help='the option file')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='who starts the ranks')
     parser.add_argument('--debug', action='store_true', help='put debug_ before the name')
+    parser.add_argument('--precision', choices=('fp32', 'bf16'), help='bf16: faster, nearly the same (val: precision)')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
     parser.add_argument(
         '--force_yml', nargs='+', default=[], metavar='KEY=VALUE', help='change options: path:pretrain_network_g=X.pth'
@@ -34,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Test as the arguments say and return 0."""
-    opt = load_options(args.opt, root_path=Path.cwd(), is_train=False, force_yml=args.force_yml, debug=args.debug)
+    changes = [*args.force_yml, *([f'val:precision={args.precision}'] if args.precision else [])]
+    opt = load_options(args.opt, root_path=Path.cwd(), is_train=False, force_yml=changes, debug=args.debug)
     try:
         world = join(args, opt)
         run_logger = RunLogger(world.is_main)

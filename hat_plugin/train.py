@@ -97,13 +97,28 @@ def _train(args: argparse.Namespace, opt: dict[str, Any], world: distributed.Wor
         logger.info(f'Training is complete: the checkpoint is of iteration {progress.iteration:,} of {total_iter:,}.')
         return 0
 
+    data.probe()
+    with run_folder.held(opt, world.is_main):
+        return _run(args, opt, world, run_logger, model, data, progress)
+
+
+def _run(
+    args: argparse.Namespace,
+    opt: dict[str, Any],
+    world: distributed.World,
+    run_logger: RunLogger,
+    model: Any,
+    data: TrainingData,
+    progress: Progress,
+) -> int:
+    """All is known to be good: make the folders and train."""
     distributed.gather_objects(None)  # every rank has read what it starts from, before rank 0 moves an old run aside
     if world.is_main:
         run_folder.create(opt, args.opt, resuming=progress.iteration > 0)
         run_logger.open_file(Path(opt['path']['log']) / f'train_{opt["name"]}_{time.strftime("%Y%m%d_%H%M%S")}.log')
     distributed.from_main(None)  # the folder stands before any rank writes a picture into it
     tb_logger = run_folder.open_loggers(opt) if world.is_main else None
-    data.log(logger, opt, total_iter)
+    data.log(run_logger.logger, opt, int(opt['train']['total_iter']))
     try:
         with StopRequest() as stop:
             return Training(model, data, progress, opt, stop, tb_logger).run()
@@ -168,10 +183,13 @@ class Training:
             self.iter_timer.start()
         elapsed = datetime.timedelta(seconds=int(time.time() - begin))
         self.logger.info(f'End of training. Time consumed: {elapsed}; {progress.samples:,} samples seen.')
-        self.logger.info('Save the latest model.')
-        self.model.save(-1, -1)
         if self.val_opt and progress.validated != progress.iteration:
             self.validate()
+        # Last of all: where net_g_latest.pth is, nothing is left to do, and a resumed run looks for it.
+        if distributed.any_rank(self.stop.number is not None, self.model.device):
+            return self._leave(None)
+        self.logger.info('Save the latest model.')
+        self.model.save(-1, -1)
         return 0
 
     def step(self, batch: dict[str, Any]) -> None:

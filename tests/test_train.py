@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import random
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 import training
@@ -171,7 +173,7 @@ def test_a_signal_breaks_a_validation_off_and_the_resumed_run_makes_up_for_it(he
     assert best['tiny'] == best['undisturbed']
 
 
-@pytest.mark.parametrize(('folder', 'number', 'done'), [('gt', 4, 2), ('val_gt', 0, 5)])
+@pytest.mark.parametrize(('folder', 'number', 'done'), [('gt', 4, 2), ('val_gt', 1, 5)])
 def test_a_picture_that_cannot_be_read_costs_no_iteration(here, capsys, folder, number, done):
     broken = sorted((here / 'data' / folder).iterdir())[number]
     whole = broken.read_bytes()
@@ -330,3 +332,134 @@ def test_validation_at_the_start(here):
 def test_force_yml_changes_the_run(here):
     run = train(here, '--force_yml', 'train:total_iter=2', 'train:optim_g:lr=1e-4')
     assert state(run, 2)['optimizers'][0]['param_groups'][0]['initial_lr'] == 1e-4
+
+
+def test_a_signal_in_the_last_validation_is_made_up_for_too(here, monkeypatch, log):
+    from hat_plugin.models import validation
+
+    expected = undisturbed(here)
+    measure = validation.calculate_metric
+
+    def measure_and_signal(*arguments):
+        if (here / 'experiments/tiny/training_states/12.state').exists():
+            signal.raise_signal(signal.SIGTERM)
+        return measure(*arguments)
+
+    monkeypatch.setattr(validation, 'calculate_metric', measure_and_signal)
+    options = training.write_options(here / 'options.yml')
+    assert main(['train', '-opt', str(options)]) == 128 + signal.SIGTERM
+    run = here / 'experiments' / 'tiny'
+    assert not (run / 'models' / 'net_g_latest.pth').exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    before = log().count('Best:')
+    train(here, '--auto_resume')
+    assert log().count('Best:') == before + 1
+    assert training.same(training.networks(run), expected)
+
+
+def test_pictures_that_do_not_fit_are_found_before_the_last_run_is_moved_aside(here, capsys):
+    run = train(here)
+    before = sorted(here.rglob('*'))
+    swapped = {'datasets__train__dataroot_gt': 'data/lq', 'datasets__train__dataroot_lq': 'data/gt'}
+    options = training.write_options(here / 'options.yml', **swapped)
+    assert main(['train', '-opt', str(options)]) == 2
+    assert 'astronaut' in capsys.readouterr().err
+    assert sorted(here.rglob('*')) == before
+    assert (run / 'models' / 'net_g_latest.pth').exists()
+
+
+def test_two_runs_of_one_name_do_not_mix(here, capsys):
+    options = training.write_options(here / 'options.yml', train__total_iter=10000, val__val_freq=10000)
+    process = training.start(['-m', 'hat_plugin.train', '-opt', str(options)], here)
+    assert process.stdout is not None
+    next(line for line in process.stdout if 'iter:       1,' in line)
+    for more in ([], ['--auto_resume']):
+        assert main(['train', '-opt', str(options), *more]) == 2
+        assert f'process {process.pid} trains under this name' in capsys.readouterr().err
+    os.killpg(process.pid, signal.SIGKILL)
+    training.finish(process)
+    assert [path.name for path in (here / 'experiments').iterdir() if path.is_dir()] == ['tiny']
+    train(here)  # a killed run holds nothing
+
+
+def test_states_that_are_damaged_or_of_another_program_are_passed_over(here, log):
+    expected = undisturbed(here)
+    run = train(here)
+    (run / 'models' / 'net_g_latest.pth').unlink()
+    states = run / 'training_states'
+    good = state(run, 12)
+    torch.save({**good, 'iter': 12}, states / '90.state')  # another iteration's
+    torch.save({**good, 'optimizers': None, 'iter': 80}, states / '80.state')
+    (run / 'models' / 'net_g_80.pth').write_bytes((run / 'models' / 'net_g_12.pth').read_bytes())
+    moments = {**good['optimizers'][0], 'state': {key: {**value, 'exp_avg': value['exp_avg'][..., :1]}
+               for key, value in good['optimizers'][0]['state'].items()}}  # fmt: skip
+    torch.save({**good, 'optimizers': [moments], 'iter': 70}, states / '70.state')
+    (run / 'models' / 'net_g_70.pth').write_bytes((run / 'models' / 'net_g_12.pth').read_bytes())
+    (states / '²³.state').write_bytes(b'')
+    weights = run / 'models' / 'net_g_12.pth'
+    content = bytearray(weights.read_bytes())
+    place = content.index(state_bytes(training.networks(run, '12')['params.conv_first.weight']))
+    content[place + 5] ^= 1
+    weights.write_bytes(content)
+    train(here, '--auto_resume')
+    text = log()
+    for number, reason in (
+        (90, 'holds iteration 12'),
+        (80, 'not a training state'),
+        (70, 'exp_avg of'),
+        (12, 'checksum'),
+    ):
+        line = next(line for line in text.splitlines() if f'{number}.state cannot be resumed from' in line)
+        assert reason in line
+    assert 'iter: 8.' in text
+    assert training.same(training.networks(run), expected)
+
+
+def state_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.numpy().tobytes()
+
+
+def test_a_state_that_is_named_is_the_start_where_a_run_has_none_of_its_own(here, log):
+    train(here, name='first', train__total_iter=4)
+    start = {'path__resume_state': 'experiments/first/training_states/4.state'}
+    expected = undisturbed(here)
+    run = train(here, '--auto_resume', **start)
+    assert 'Resuming training from epoch' in log()
+    assert training.same(training.networks(run), expected)
+
+
+def test_a_metric_without_reference_is_taken_of_pictures_without_ground_truth(here, log, photos):
+    (here / 'data/large').mkdir()
+    cv2.imwrite(str(here / 'data/large/coffee.png'), photos.small('coffee', 120, 120))
+    single = {
+        'name': 'alone',
+        'type': 'SingleImageDataset',
+        'dataroot_lq': 'data/large',
+        'io_backend': {'type': 'disk'},
+    }
+    metrics = {'niqe': {'type': 'calculate_niqe', 'crop_border': 0, 'better': 'lower'}}
+    train(here, datasets__val=single, val__metrics={**training.OPTIONS['val']['metrics'], **metrics},
+          train__total_iter=1, val__val_freq=1)  # fmt: skip
+    text = log()
+    assert '# niqe:' in text and '# psnr:' not in text
+
+
+def test_validation_and_test_in_bf16(here, log):
+    run = train(here, val__precision='bf16', train__total_iter=2, val__val_freq=2)
+    assert 'computed in bf16' in log()
+    weights = training.networks(run)
+    assert {value.dtype for name, value in weights.items() if 'weight' in name} == {torch.float32}
+    options = training.write_options(
+        here / 'test.yml',
+        datasets={'test_1': training.OPTIONS['datasets']['val']},
+        path={'pretrain_network_g': str(run / 'models/net_g_latest.pth')},
+        val={'metrics': training.OPTIONS['val']['metrics']},
+    )
+    scores = {}
+    for precision in ('fp32', 'bf16'):
+        assert main(['test', '-opt', str(options), '--precision', precision]) == 0
+        report = next((here / 'results').glob('tiny/metrics.json'))
+        scores[precision] = json.loads(report.read_text())['datasets']['held_out']['mean']['psnr']
+    assert scores['fp32'] != scores['bf16']
+    assert abs(scores['fp32'] - scores['bf16']) < 0.05

@@ -25,6 +25,7 @@ except ImportError:
     AVAILABLE = False
 else:
     AVAILABLE = True
+    _DAMAGED = (isal_zlib.error, RuntimeError, ValueError)
 
 _SIGNATURE = b'\x89PNG\r\n\x1a\n'
 _CHANNELS = {0: 1, 2: 3}  # by PNG's colour type: gray, RGB
@@ -84,7 +85,7 @@ def upper_rows(content: bytes, header: PngHeader, count: int) -> np.ndarray | No
         if len(filtered) != size:
             return None
         rows = pyspng.load(_stored_png(filtered, count, header))
-    except (isal_zlib.IsalError, RuntimeError, ValueError):
+    except _DAMAGED:  # type: ignore[misc]  # isal annotates it as an instance
         return None
     return rows.reshape(count, header.width, header.channels)
 

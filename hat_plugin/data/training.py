@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from hat_plugin.data.build import build_dataset
 from hat_plugin.data.loader import PictureLoader, build_train_loader, build_val_loader
 from hat_plugin.data.sampler import samples_per_epoch
+from hat_plugin.data.seeded import Failure, SeededDataset
 from hat_plugin.engine import distributed
 from hat_plugin.engine.resume import Progress
-from hat_plugin.errors import HatPluginError
+from hat_plugin.errors import DataError, HatPluginError
 
 
 def total_batch_size(opt: dict[str, Any]) -> int:
@@ -46,6 +48,28 @@ class TrainingData:
                 val_loaders.append(build_val_loader(val_set, options, rank=world.rank, world_size=world.size))
         epoch_length = samples_per_epoch(len(dataset), train_opt.get('dataset_enlarge_ratio') or 1)
         return cls(dataset, train_opt, total_batch_size(opt), epoch_length, val_loaders)
+
+    def probe(self) -> None:
+        """Read one sample of each set: what only the pictures show is found before an older run is moved aside.
+
+        Copies are read, so that no file stays open that a worker could not open again. Collective.
+
+        Raises:
+            DataError: a sample cannot be made, on whichever rank.
+        """
+        sets = [SeededDataset(self.dataset, seed=0), *(loader.dataset for loader in self.val_loaders)]
+        failure = ''
+        for dataset in sets:
+            try:
+                found = copy.deepcopy(dataset)[0, 0]
+            except TypeError:  # another's data set holds what cannot be copied
+                continue
+            if isinstance(found, Failure):
+                failure = found.message
+                break
+        failures = [text for text in distributed.gather_objects(failure) if text]
+        if failures:
+            raise DataError(failure or failures[0])
 
     def epoch(self, progress: Progress) -> int:
         """Whole passes over the training set, ``dataset_enlarge_ratio`` counted in."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 from hat_plugin.engine.files import atomic_file
 from hat_plugin.errors import CheckpointError
@@ -72,6 +74,24 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
         raise CheckpointError(
             f'{file}: not a whole PyTorch file ({_first_line(error)}); it may be truncated'
         ) from error
+
+
+def check_whole(path: str | os.PathLike[str]) -> None:
+    """Hold a torch file against the checksums in it, which torch itself does not look at.
+
+    Raises:
+        CheckpointError: a bit is not what it was when the file was written.
+    """
+    file = Path(path)
+    if not zipfile.is_zipfile(file):  # of an old torch, or missing, or cut short: reading it will tell
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise CheckpointError(f'{file}: damaged ({_first_line(error)})') from error
+    if damaged is not None:
+        raise CheckpointError(f'{file}: damaged: the checksum of {damaged} in it is wrong')
 
 
 def _first_line(error: BaseException) -> str:
@@ -184,12 +204,18 @@ def save_torch_file(path: str | os.PathLike[str], content: Any) -> None:
         with atomic_file(path) as aside:
             torch.save(content, aside)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
-        full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _no_room(path, content)
         reason = 'the disk is full' if full else _first_line(error)
         raise CheckpointError(
             f'{path}: could not be written ({reason}). Free some space or set logger: keep_checkpoints; the checkpoints'
             ' written before are whole, and --auto_resume goes on from the last of them.'
         ) from error
+
+
+def _no_room(path: str | os.PathLike[str], content: Any) -> bool:
+    """Whether less is free than the tensors of `content` take."""
+    needed = sum(leaf.nbytes for leaf in tree_iter(content) if isinstance(leaf, Tensor))
+    return shutil.disk_usage(Path(path).parent).free < needed
 
 
 def cpu_state_dict(net: nn.Module) -> dict[str, Tensor]:
@@ -200,5 +226,7 @@ def cpu_state_dict(net: nn.Module) -> dict[str, Tensor]:
 def numbered_states(folder: str | os.PathLike[str]) -> Iterator[tuple[int, Path]]:
     """The ``<iteration>.state`` files of a folder, newest iteration first; other names are passed over."""
     directory = Path(folder)
-    found = [(int(file.stem), file) for file in directory.glob('*.state') if file.stem.isdigit()]
+    found = [
+        (int(file.stem), file) for file in directory.glob('*.state') if file.stem.isascii() and file.stem.isdecimal()
+    ]
     yield from sorted(found, reverse=True)

@@ -143,5 +143,9 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Restore moments and step counts, but keep the hyper-parameters (lr, betas, weight decay) of the option file."""
     groups = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if torch.is_tensor(value) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(f'{name} of {tuple(value.shape)} for a weight of {tuple(parameter.shape)}')
     for group, ours in zip(optimizer.param_groups, groups, strict=True):
         group.update(ours)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hat_plugin.engine import distributed
-from hat_plugin.engine.checkpoint import numbered_states, read_torch_file
+from hat_plugin.engine.checkpoint import check_whole, numbered_states, read_torch_file
 from hat_plugin.errors import CheckpointError
 
 
@@ -47,10 +47,10 @@ def resume(model: Any, opt: dict[str, Any], total_batch: int, logger: Any) -> Pr
         CheckpointError: the state asked for is not usable; or there are states, and none of them is.
     """
     wanted = opt['path'].get('resume_state')
+    candidates: list[Path] = []
     if opt['auto_resume']:
         candidates = [path for _, path in numbered_states(opt['path']['training_states'])]
-    else:
-        candidates = [Path(wanted)] if wanted else []
+    candidates = candidates or ([Path(wanted)] if wanted else [])
     problems = []
     for path in distributed.from_main(candidates):
         progress, failure = Progress(), None
@@ -62,7 +62,7 @@ def resume(model: Any, opt: dict[str, Any], total_batch: int, logger: Any) -> Pr
         failure = next((text for text in distributed.gather_objects(failure) if text), None)
         if failure is None:
             return progress
-        if not opt['auto_resume']:
+        if not opt['auto_resume'] or path == Path(wanted or ''):
             raise CheckpointError(failure)
         logger.warning(f'{path} cannot be resumed from, an older checkpoint is tried: {failure}')
         problems.append(f'{path.name}: {failure}')
@@ -80,14 +80,21 @@ def resume(model: Any, opt: dict[str, Any], total_batch: int, logger: Any) -> Pr
 
 
 def _resume_from(model: Any, path: Path, total_batch: int, logger: Any) -> Progress:
+    check_whole(path)
     state = read_torch_file(path)
     if not isinstance(state, dict) or not {'iter', 'optimizers'} <= state.keys():
         raise CheckpointError(f'{path}: not a training state')
+    if path.stem.isdecimal() and int(path.stem) != state['iter']:
+        raise CheckpointError(f'{path}: holds iteration {state["iter"]}; it has been renamed or overwritten')
     folders, beside = model.opt['path'], path.parent.parent / 'models'
     own = folders['models']
     folders['models'] = str(beside) if beside.is_dir() else own  # the state may be another run's
     try:
         model.resume_training(state)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a file of another program may hold anything under these keys
+        raise CheckpointError(f'{path}: not a training state of this kind ({type(error).__name__}: {error})') from error
     finally:
         folders['models'] = own
     saved = state.get('progress') or {}

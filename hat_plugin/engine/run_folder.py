@@ -2,16 +2,68 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from basicsr.utils import get_root_logger
 
+from hat_plugin.engine import distributed
 from hat_plugin.engine.files import remove_leftovers, write_text_atomic
 from hat_plugin.errors import HatPluginError
+
+
+@contextmanager
+def held(opt: dict[str, Any], is_main: bool) -> Iterator[None]:
+    """Keep a second run of the same name out while one is at work. A killed process holds nothing.
+
+    Collective; rank 0 holds ``experiments/.<name>.lock``. Where the file system knows no locks there is none.
+
+    Raises:
+        HatPluginError: another process trains under this name, or the folder cannot be made.
+    """
+    experiment = Path(opt['path']['experiments_root'])
+    lock, failure = None, ''
+    if is_main:
+        try:
+            experiment.parent.mkdir(parents=True, exist_ok=True)
+            lock = open(experiment.with_name(f'.{experiment.name}.lock'), 'a+')  # noqa: SIM115 (closed below)
+            failure = _lock(lock, experiment)
+        except OSError as error:
+            failure = f'{experiment}: the folder of the run cannot be made ({error})'
+    try:
+        failure = distributed.from_main(failure)
+        if failure:
+            raise HatPluginError(failure)
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _lock(lock: Any, experiment: Path) -> str:
+    """Take the lock and leave this process's number in it; what is said where another one has it."""
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        return (
+            f'{experiment}: process {lock.read().strip() or "of another machine"} trains under this name; wait for it, '
+            'stop it, or change name: in the option file'
+        )
+    except (ImportError, OSError):  # no POSIX; a network file system without locks
+        return ''
+    lock.truncate(0)
+    lock.write(f'{os.getpid()}\n')
+    lock.flush()
+    return ''
 
 
 def create(opt: dict[str, Any], option_file: str, *, resuming: bool) -> None:

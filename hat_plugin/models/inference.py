@@ -22,16 +22,15 @@ class AnySize(nn.Module):
         net: maps (B, C, h, w) to (B, C, h * scale, w * scale).
         pad_to: h and w that `net` is given are multiples of this (BasicSR's SwinIR needs it, HAT pads itself).
         scale: enlargement.
-        precision: 'bf16' computes products and convolutions in bfloat16 and the rest in float32, in HAT by weights
-            converted once (in place), in other networks by autocast; 'fp32' in what the weights are.
+        precision: 'bf16' computes products and convolutions in bfloat16 and the rest in float32, by weights that
+            `convert` converted, else by autocast; 'fp32' in what the weights are.
     """
 
     def __init__(self, net: nn.Module, pad_to: int, scale: int, precision: Precision = 'fp32') -> None:
         super().__init__()
         self.net, self.pad_to, self.scale, self.precision, self.calls = net, pad_to, scale, precision, 0
-        self._autocast = precision == 'bf16' and not isinstance(net, HAT)
-        if precision == 'bf16' and not self._autocast:
-            prepare_for_inference(net, 'mixed')
+        converted = any(parameter.dtype == torch.bfloat16 for parameter in net.parameters())
+        self._autocast = precision == 'bf16' and not converted
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] to (B, C, H * scale, W * scale), float32."""
@@ -42,6 +41,18 @@ class AnySize(nn.Module):
         return output[..., : height * self.scale, : width * self.scale].float()
 
 
+def precision_of(opt: dict[str, Any]) -> Precision:
+    """``val: precision`` of a run's options."""
+    return (opt.get('val') or {}).get('precision') or 'fp32'
+
+
+def convert(net: nn.Module, precision: Precision) -> nn.Module:
+    """Convert a network's weights for inference, once and in place; of those that autocast serves none are."""
+    if precision == 'bf16' and isinstance(net, HAT):
+        return prepare_for_inference(net, 'mixed')
+    return net
+
+
 @torch.no_grad()
 def restore_batch(net: nn.Module, lq: Tensor, opt: dict[str, Any]) -> tuple[Tensor, bool]:
     """Restore a batch of one or more pictures.
@@ -49,7 +60,8 @@ def restore_batch(net: nn.Module, lq: Tensor, opt: dict[str, Any]) -> tuple[Tens
     Args:
         net: the network, in eval mode.
         lq: (B, C, H, W), RGB in [0, 1].
-        opt: the run's options: ``scale``, ``tile: {tile_size, tile_pad}`` where given, ``network_g: window_size``.
+        opt: the run's options: ``scale``, ``tile: {tile_size, tile_pad}`` and ``val: precision`` where given,
+            ``network_g: window_size``.
 
     Returns:
         (B, C, H * scale, W * scale) in float32, and whether it was put together from tiles.
@@ -57,7 +69,7 @@ def restore_batch(net: nn.Module, lq: Tensor, opt: dict[str, Any]) -> tuple[Tens
     scale = int(opt.get('scale') or 1)
     window = int((opt.get('network_g') or {}).get('window_size') or getattr(net, 'window_size', 1) or 1)
     tile_opt = opt.get('tile')
-    forward = AnySize(net, window, scale)
+    forward = AnySize(net, window, scale, precision_of(opt))
     if tile_opt is None:
         tile: int | Literal['auto'] = 'auto'
         overlap = 2 * window

@@ -23,12 +23,13 @@ from hat_plugin.engine.optimizers import LearningRate, build_optimizer
 from hat_plugin.engine.options import RootOptions
 from hat_plugin.errors import HatPluginError, TrainingError
 from hat_plugin.models import states
-from hat_plugin.models.inference import restore_batch
+from hat_plugin.models.inference import convert, precision_of, restore_batch
 from hat_plugin.models.step import StepMixin
 from hat_plugin.models.validation import ValidationMixin
 
 # Where BasicSR's PerceptualLoss looks before torchvision downloads.
 VGG_FILE = Path('experiments/pretrained_models/vgg19-dcbb9e9d.pth')
+SLOTS = ('pix', 'percep', 'style', 'gan')  # what the losses of BasicSR's slots are called in the log
 VGG_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 
 
@@ -60,6 +61,8 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
         self._load_pretrained('g', self.net_g)
         if self.is_train:
             self.init_training_settings()
+        else:
+            convert(self.get_bare_model(self.net_g), precision_of(opt))
 
     # -- construction ------------------------------------------------------------------------------------------------
 
@@ -71,7 +74,7 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
         """
         try:
             net = build_network(deepcopy(self.opt[section])).to(self.device)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise HatPluginError(f'{section}: {self.opt[section].get("type")}: {error}') from error
         if self.channels_last:
             net = net.to(memory_format=torch.channels_last)
@@ -158,7 +161,7 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
         for options in train_opt.get('losses') or []:
             options = dict(options)
             name = options.pop('name', options['type'])
-            if name in self.extra_losses:
+            if name in self.extra_losses or name in SLOTS:
                 raise HatPluginError(f'train: losses: two losses are called {name!r}; give one of them another name')
             loss = self._loss(options)
             assert loss is not None

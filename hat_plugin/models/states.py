@@ -91,6 +91,7 @@ def resume(model: RestorationModel, state: dict[str, Any], models_dir: Path) -> 
     iteration = state['iter']
     for label, entries in model.checkpoint_networks().items():
         file = models_dir / f'{label}_{iteration}.pth'
+        checkpoint.check_whole(file)
         for key, net in entries.items():
             weights = checkpoint.load_weights(file, key)
             if weights.key != key:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -11,11 +12,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from basicsr.metrics import calculate_metric
 from basicsr.utils import get_root_logger, imwrite, tensor2img
+from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 
 from hat_plugin.engine import distributed
 from hat_plugin.engine.progress import progress
 from hat_plugin.errors import DataError, HatPluginError, TrainingError
+from hat_plugin.models.inference import precision_of
 
 Row: TypeAlias = tuple[int, str, dict[str, float], bool]
 """A picture: its place in the data set, its name, its metrics, whether it was restored in tiles."""
@@ -105,8 +108,10 @@ class ValidationMixin:
         if save_img:
             imwrite(restored, str(self._image_path(dataset_name, image_name, current_iter)))
         metric_options = (self.opt['val'] or {}).get('metrics') or {}
-        if self.gt is None or not metric_options:
-            return {}
+        if self.gt is None:
+            pair = {'img': restored}
+            alone = {name: options for name, options in metric_options.items() if not needs_truth(options)}
+            return {name: float(calculate_metric(pair, options)) for name, options in alone.items()}
         truth = tensor2img([self.gt.cpu()])
         if truth.shape != restored.shape:
             raise DataError(
@@ -114,14 +119,18 @@ class ValidationMixin:
                 f' must be scale ({self.opt.get("scale", 1)}) times the input; `basicsr check` lists all such pictures'
             )
         pair = {'img': restored, 'img2': truth}
-        return {metric: float(calculate_metric(pair, options)) for metric, options in metric_options.items()}
+        return {
+            name: float(calculate_metric(pair if needs_truth(options) else {'img': restored}, options))
+            for name, options in metric_options.items()
+        }
 
     def _initialize_best_metric_results(self, dataset_name: str) -> None:
         """BasicSR's hook; a resumed run may measure more than the one before it, whose records it took over."""
         if not hasattr(self, 'best_metric_results'):
             self.best_metric_results: dict[str, Any] = {}
         record = self.best_metric_results.setdefault(dataset_name, {})
-        for metric, options in self.opt['val']['metrics'].items():
+        for metric in self.metric_results:
+            options = self.opt['val']['metrics'][metric]
             better = options.get('better', 'higher')
             worst = float('-inf') if better == 'higher' else float('inf')
             record.setdefault(metric, {'better': better, 'val': worst, 'iter': -1})
@@ -140,9 +149,10 @@ class ValidationMixin:
         tb_logger: Any,
     ) -> None:
         self.image_results = [(name, metrics) for _, name, metrics, _ in rows]
-        options = (self.opt['val'] or {}).get('metrics') or {}
         measured = [metrics for _, _, metrics, _ in rows if metrics]
-        if not options or not measured:
+        wanted = (self.opt['val'] or {}).get('metrics') or {}
+        options = {name: settings for name, settings in wanted.items() if any(name in row for row in measured)}
+        if not options:
             get_root_logger().info(f'Validation {dataset_name}: {len(rows)} pictures restored, no ground truth')
             self.metric_results: dict[str, float] = {}
             return
@@ -153,9 +163,13 @@ class ValidationMixin:
         if distributed.current_world().is_main:
             self._log_validation_metric_values(current_iter, dataset_name, tb_logger)  # type: ignore[attr-defined]
         tiles = sum(tiled for *_, tiled in rows)
+        for name, value in self.metric_results.items():
+            if value != value:
+                get_root_logger().warning(f'{dataset_name}: {name} is not a number; is crop_border too large for it?')
         how = 'whole pictures' if not tiles else f'{tiles} of {len(rows)} in tiles, which changes the figures slightly'
         protocol = '; '.join(f'{name}: {describe_metric(settings)}' for name, settings in options.items())
-        get_root_logger().log(logging.INFO, f'{dataset_name}: {len(measured)} pictures, uint8, {how}; {protocol}')
+        numbers = 'uint8' if precision_of(self.opt) == 'fp32' else f'uint8, computed in {precision_of(self.opt)}'
+        get_root_logger().log(logging.INFO, f'{dataset_name}: {len(measured)} pictures, {numbers}, {how}; {protocol}')
 
     def get_current_visuals(self) -> dict[str, Tensor]:
         """The last picture's ``lq``, ``result`` and, where known, ``gt``, on the CPU."""
@@ -172,6 +186,11 @@ def picture_name(lq_path: str, dataset_opt: dict[str, Any]) -> str:
         if root is not None and path.is_relative_to(root):
             return path.relative_to(root).with_suffix('').as_posix()
     return path.stem
+
+
+def needs_truth(options: dict[str, Any]) -> bool:
+    """Whether a metric compares with a ground truth (PSNR), or looks at the picture alone (NIQE)."""
+    return 'img2' in inspect.signature(METRIC_REGISTRY.get(options['type'])).parameters
 
 
 def describe_metric(options: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from hat_plugin.engine.checkpoint import Weights, load_into, load_weights
 from hat_plugin.errors import HatPluginError, OptionsError
-from hat_plugin.models.inference import AnySize, Precision
+from hat_plugin.models.inference import AnySize, Precision, convert
 from hat_plugin.restore.detect import ARCHITECTURES, Detected, detect
 
 
@@ -79,6 +79,7 @@ def load_network(
         found, net = _build_from_options(Path(opt), scale)
     load_into(net, _with_constants(net, loaded))
     known = ARCHITECTURES.get(found.architecture)
+    convert(net, precision)
     ready = AnySize(net, 1 if known and known.pads else found.window, found.scale, precision)
     ready.eval().requires_grad_(False).to(place)
     return Network(ready, found, place, f'{weights}' + (f' ({loaded.key})' if loaded.key else ''))

@@ -114,6 +114,7 @@ class ValOptions(Section):
     pbar: Flag | None = None
     metrics: Mapping | None = None
     at_start: Flag | None = None
+    precision: Literal['fp32', 'bf16'] | None = None
 
 
 class LoggerOptions(Section):
