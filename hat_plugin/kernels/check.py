@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hat_plugin.kernels.library import open_library
-from hat_plugin.kernels.native import run_windows
+from hat_plugin.kernels.native import Geometry, run_image_gradient, run_windows
+from hat_plugin.kernels.window_attention import plain_image_attention
 
 
 def largest_error(library_file: Path, dtype: torch.dtype, queries: int, keys: int, width: int, threads: int) -> float:
@@ -27,6 +29,23 @@ def largest_error(library_file: Path, dtype: torch.dtype, queries: int, keys: in
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
+def largest_gradient_error(library_file: Path, dtype: torch.dtype, overlap: int, width: int, threads: int) -> float:
+    """The same for the gradients of queries, keys and values, and of the bias."""
+    library, random = open_library(library_file), torch.Generator().manual_seed(0)
+    geometry = Geometry(width**-0.5, 2, 8, overlap, 0)
+    qkv, grad, bias = (
+        torch.randn(shape, generator=random).to(dtype)
+        for shape in ((1, 16, 24, 6 * width), (1, 16, 24, 2 * width), (2, 64, overlap**2))
+    )
+    found = run_image_gradient(library, grad, qkv, bias, None, geometry, threads=threads)
+    inputs = [x.double().requires_grad_() for x in (qkv, bias)]
+    with sdpa_kernel(SDPBackend.MATH):
+        out = plain_image_attention(inputs[0], inputs[1], None, geometry)
+        expected = torch.autograd.grad(out, inputs, grad.double())
+    pairs = zip(found, expected, strict=True)
+    return max(((one.double() - other).abs().max() / other.abs().max()).item() for one, other in pairs)
+
+
 def main(argv: list[str]) -> int:
     """0 if the library computes what it should."""
     for (dtype, bound), (queries, keys, width), threads in itertools.product(
@@ -35,6 +54,13 @@ def main(argv: list[str]) -> int:
         error = largest_error(Path(argv[0]), dtype, queries, keys, width, threads)
         if not error < bound:
             sys.stderr.write(f'{dtype}, {queries} queries, {keys} keys, width {width}: error {error}, bound {bound}\n')
+            return 1
+    for (dtype, bound), (overlap, width), threads in itertools.product(
+        ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)), ((8, 30), (12, 17)), (1, 2)
+    ):
+        error = largest_gradient_error(Path(argv[0]), dtype, overlap, width, threads)
+        if not error < bound:
+            sys.stderr.write(f'gradients, {dtype}, keys of {overlap}, width {width}: error {error}, bound {bound}\n')
             return 1
     return 0
 
