@@ -5,6 +5,7 @@ An LMDB of images is a folder ``NAME.lmdb`` with ``data.mdb`` and ``meta_info.tx
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import weakref
@@ -79,6 +80,9 @@ class LmdbReader:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_environment': None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LmdbReader:
+        return copy.copy(self)  # the entries do not change; the copy opens the file by itself
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -61,7 +61,7 @@ class TrainingData:
         failure = ''
         for dataset in sets:
             try:
-                found = copy.deepcopy(dataset)[0, 0]
+                found = _copy(dataset)[0, 0]
             except TypeError:  # another's data set holds what cannot be copied
                 continue
             if isinstance(found, Failure):
@@ -103,3 +103,9 @@ class TrainingData:
             f'\n\tRequire iter number per epoch: {iterations}'
             f'\n\tTotal epochs: {-(-total_iter // iterations)}; iters: {total_iter}.'
         )
+
+
+def _copy(dataset: Any) -> Any:
+    """A copy to be read once; lists, of a million names it may be, are shared."""
+    values = vars(dataset.dataset).values()
+    return copy.deepcopy(dataset, {id(value): value for value in values if isinstance(value, list | tuple)})
