@@ -18,7 +18,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('how it is done')
     group.add_argument('-o', '--output', type=Path, default=Path(layout.ROOT), help='where data sets lie (datasets)')
     group.add_argument('--workers', type=_positive, default=cores(), help='processes (as many as there are cores)')
-    group.add_argument('--overwrite', action='store_true', help='replace prepared data that was made in another way')
+    group.add_argument('--overwrite', action='store_true', help='replace prepared data that is there')
     group.add_argument('--skip-bad', action='store_true', help='leave out pictures that cannot be used')
     group.add_argument('--no-room-check', action='store_true', help='do not estimate the disk space first')
 
