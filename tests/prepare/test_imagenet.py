@@ -56,6 +56,13 @@ def test_the_lmdb_holds_the_published_files(prepare, train, tmp_path):
     assert paths_from_lmdb(str(path)) == reader.keys()
 
 
+def test_a_file_filled_up_with_zeros_is_named(prepare, train, tmp_path):
+    path = train / 'n01440760' / 'n01440760_2.JPEG'
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    assert 'n01440760_2.JPEG: is cut short' in prepare('imagenet', train, '--allow-partial', '--workers', 1).out
+
+
 @pytest.mark.parametrize('pack', [False, True])
 def test_it_goes_on_after_a_kill(train, tmp_path, monkeypatch, pack):
     monkeypatch.setattr(examine, '_CHUNK', 2)

@@ -273,6 +273,12 @@ def test_names_of_sets(prepare, div2k, name):
     assert 'cannot name a data set' in message
 
 
+def test_a_picture_in_place_of_a_folder_is_named(prepare, div2k):
+    picture = div2k / 'DIV2K_train_HR' / '0001.png'
+    assert '0001.png: is a file, not a folder' in prepare('folder', picture, code=2).err
+    assert '0001.png: is a file, not a folder' in prepare('benchmark', picture, code=2).err
+
+
 def test_what_does_not_go_together(prepare, div2k, tmp_path, pictures):
     source = div2k / 'DIV2K_train_HR'
     message = prepare('folder', source, '--name', 'x', '--scale', 5, *SMALL, code=2).err
