@@ -83,7 +83,7 @@ def from_float_tensor(tensor: torch.Tensor, dtype: type[np.uint8] | type[np.uint
         raise ValueError(f'from_float_tensor: shape {tuple(tensor.shape)} is not (C, H, W) or (1, C, H, W)')
     planes = planes.float().cpu()
     if not bool(torch.isfinite(planes).all()):
-        raise DataError('the network put out NaN or infinity; no picture is made of it. Try precision fp32 or bf16')
+        raise DataError('the network put out NaN or infinity; no picture is made of it')
     values = planes.clamp(0, 1).mul(np.iinfo(dtype).max).round().permute(1, 2, 0).numpy()
     return np.ascontiguousarray(values.astype(dtype))
 

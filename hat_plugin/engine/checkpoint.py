@@ -50,8 +50,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
         CheckpointError: the file is missing, empty, truncated, or holds code or objects of other classes.
     """
     file = Path(path)
-    if not file.is_file():
-        raise CheckpointError(f'{file}: no such file')
+    _check_file(file)
     if file.stat().st_size == 0:
         raise CheckpointError(f'{file}: the file is empty (0 bytes), the leftover of a failed write; delete it')
     with file.open('rb') as stream:
@@ -72,6 +71,11 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
         raise CheckpointError(
             f'{file}: not a whole PyTorch file ({_first_line(error)}); it may be truncated'
         ) from error
+
+
+def _check_file(file: Path) -> None:
+    if not file.is_file():
+        raise CheckpointError(f'{file}: {"is a folder; name a file in it" if file.is_dir() else "no such file"}')
 
 
 def _first_line(error: BaseException) -> str:
@@ -108,8 +112,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not file.is_file():
-        raise CheckpointError(f'{file}: no such file')
+    _check_file(file)
     try:
         return load_file(file, device='cpu')
     except (SafetensorError, OSError, ValueError) as error:
