@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from hat_plugin.arguments import whole_number
 from hat_plugin.engine.machine import cores
 from hat_plugin.engine.options import (
     Options,
@@ -45,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--force_yml', nargs='+', default=[], metavar='KEY=VALUE', help='change options first: train:total_iter=1000'
     )
-    parser.add_argument('--workers', type=int, default=cores(), help='processes that read images; 0: this one alone')
+    parser.add_argument(
+        '--workers', type=whole_number(0), default=cores(), help='processes that read images; 0: this one alone'
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -189,3 +189,20 @@ def test_what_a_constructor_refuses_is_listed_with_all_else(work: Path, cli: Run
     assert "did you mean 'ema_decay'?" in outcome.err
     assert 'network_g: HAT cannot be built: ' in outcome.err
     assert 'are right' not in outcome.out
+
+
+def test_a_file_filled_up_with_zeros_is_named(work: Path, cli: Run, photos: Any) -> None:
+    write(work / 'gt' / 'coffee.jpg', photos.small('coffee', 32, 48))
+    (work / 'gt' / 'coffee.png').unlink()
+    content = (work / 'gt' / 'coffee.jpg').read_bytes()
+    (work / 'gt' / 'coffee.jpg').write_bytes(content[:-300] + bytes(300))
+    outcome = check(cli)
+    assert outcome.code == 1
+    assert 'coffee.jpg: is cut short' in outcome.out
+
+
+@pytest.mark.parametrize('workers', ['-3', '1.5', 'all'])
+def test_workers_are_counted(work: Path, cli: Run, workers: str) -> None:
+    outcome = cli('check', '-opt', 'tiny.yml', f'--workers={workers}')
+    assert outcome.code == 2
+    assert f"'{workers}' is no whole number from 0 on" in outcome.err

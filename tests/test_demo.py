@@ -28,13 +28,13 @@ WEIGHTS = steps.weights_file(ITERATIONS)
 
 @pytest.fixture
 def small_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Middles of the photographs (256x272) in the place of scikit-image's folder."""
+    """Middles of the photographs (264x272) in the place of scikit-image's folder."""
     source, small = demo_photos.photo_folder(), tmp_path / 'small'
     small.mkdir()
     for file in (*demo_photos.TRAINING, *(photo.file for photo in demo_photos.HELD_OUT)):
         with Image.open(source / file) as image:
-            left, top = (image.width - 272) // 2, (image.height - 256) // 2
-            image.convert('RGB').crop((left, top, left + 272, top + 256)).save(small / file)
+            left, top = (image.width - 272) // 2, (image.height - 264) // 2
+            image.convert('RGB').crop((left, top, left + 272, top + 264)).save(small / file)
     monkeypatch.setattr(demo_photos, 'photo_folder', lambda: small)
     monkeypatch.chdir(tmp_path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -13,12 +13,19 @@ import cv2
 import lmdb
 import numpy as np
 
+from hat_plugin.data.aside import (
+    JOB,
+    JOURNAL,
+    journal_line,
+    replace_folder,
+    restore_folder,
+    split_journal_line,
+    writing_failure,
+)
 from hat_plugin.data.lmdb_meta import KINDS, META_INFO, Entry, check_key, check_whole, format_line, parse_line
-from hat_plugin.engine.files import sync_directory, write_text_atomic
+from hat_plugin.engine.files import remove_leftovers, write_text_atomic
 from hat_plugin.errors import DataError
 
-JOURNAL = 'journal.txt'
-JOB = 'job.txt'
 _BATCH_BYTES = 64 * 2**20
 _FIRST_MAP = 256 * 2**20
 
@@ -64,7 +71,9 @@ class LmdbWriter:
         path: the `.lmdb` folder to be.
         kind: 'png' or 'raw'.
         compress_level: of PNG, 0 to 9; told to meta_info.txt and used by `put_image`.
-        job: what is being written, in words that change when the content would (sources, sizes, kernel).
+        job: how it is written, in words that change when all of the content would (sizes, kernel).
+        sources: of what a killed writer left, only what `put_all` was told to come from one of these is kept; None
+            keeps all.
         overwrite: replace what is under `path`, once the new one is whole.
 
     Raises:
@@ -79,6 +88,7 @@ class LmdbWriter:
         *,
         compress_level: int = 1,
         job: str = '',
+        sources: Collection[str] | None = None,
         overwrite: bool = False,
     ) -> None:
         self.path = Path(path)
@@ -97,7 +107,7 @@ class LmdbWriter:
         self._pending_bytes = 0
         self._entries: dict[str, Entry] = {}
         try:
-            self._begin(f'{kind} {compress_level if kind == "png" else ""}\n{job}\n')
+            self._begin(f'{kind} {compress_level if kind == "png" else ""}\n{job}\n', sources)
         except (OSError, lmdb.Error) as error:
             raise self._failure(error) from error
 
@@ -139,15 +149,20 @@ class LmdbWriter:
         """
         self.put_all([EncodedImage(key, value, shape, dtype)])
 
-    def put_all(self, images: Iterable[EncodedImage]) -> None:
-        """Add images that belong together: after a kill either all of them are done, or none. Raises as `put`."""
+    def put_all(self, images: Iterable[EncodedImage], source: str = '') -> None:
+        """Add images that belong together: after a kill either all of them are done, or none. Raises as `put`.
+
+        Args:
+            images: encoded.
+            source: what they come from, for `sources` of the next writer; one line.
+        """
         for key, value, shape, dtype in images:
             data = check_key(key, self.kind, self.path)
             if key in self._entries:
                 raise DataError(f'{self.path}: two images have the key {key!r}; rename one of them')
             last = dtype if self.kind == 'raw' else str(self.compress_level)
             self._entries[key] = Entry(shape, dtype if self.kind == 'raw' else '')
-            self._pending.append((data, value, format_line(key, self.kind, shape, last)))
+            self._pending.append((data, value, journal_line(format_line(key, self.kind, shape, last), source)))
             self._pending_bytes += len(value)
         if self._pending_bytes >= _BATCH_BYTES:
             self.commit()
@@ -206,22 +221,23 @@ class LmdbWriter:
         self._journal.close()
         self._pending.clear()
 
-    def _begin(self, job: str) -> None:
+    def _begin(self, job: str, sources: Collection[str] | None) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         job_file = self._aside / JOB
         if self._aside.exists() and (not job_file.exists() or job_file.read_text(encoding='utf-8') != job):
             shutil.rmtree(self._aside)
         self._aside.mkdir(exist_ok=True)
+        remove_leftovers(self._aside)
         try:
-            self._open()
+            self._open(sources)
         except (DataError, lmdb.Error):  # damaged by a power cut, say: start over
             shutil.rmtree(self._aside)
             self._aside.mkdir()
-            self._open()
+            self._open(sources)
         if not job_file.exists():
             write_text_atomic(job_file, job)
 
-    def _open(self) -> None:
+    def _open(self, sources: Collection[str] | None) -> None:
         data_file = self._aside / 'data.mdb'
         size = data_file.stat().st_size if data_file.exists() else 0
         if size:
@@ -230,15 +246,20 @@ class LmdbWriter:
         journal = self._aside / JOURNAL
         lines = journal.read_text(encoding='utf-8', errors='replace').split('\n') if journal.exists() else []
         kept: dict[str, str] = {}
-        with self._handle.begin() as transaction:
-            for number, line in enumerate(lines, 1):
+        # Images of other sources go before the journal is written anew: it names nothing that is stored no more.
+        with self._handle.begin(write=True) as transaction:
+            for number, text in enumerate(lines, 1):
+                line, source = split_journal_line(text)
                 try:
                     key, _, entry = parse_line(line, journal, number)
                 except DataError:  # the line that was being written when the process was killed
                     continue
-                if transaction.get(key.encode('utf-8')) is not None:
-                    kept[key] = line
+                if (sources is None or source in sources) and transaction.get(key.encode('utf-8')) is not None:
+                    kept[key] = text
                     self._entries[key] = entry
+            for data in list(transaction.cursor().iternext(values=False)):
+                if data.decode('utf-8') not in kept:
+                    transaction.delete(data)
         write_text_atomic(journal, ''.join(f'{line}\n' for line in kept.values()))
         self._journal = open(journal, 'a', encoding='utf-8')  # noqa: SIM115 (lives on)
 
@@ -259,39 +280,3 @@ class LmdbWriter:
 
     def _failure(self, error: Exception) -> DataError:
         return writing_failure(self.path, self._aside, error)
-
-
-def writing_failure(path: Path, aside: Path, error: Exception) -> DataError:
-    """What is said when the disk does not take `path`, which is written as `aside`."""
-    return DataError(
-        f'{path}: writing failed ({error}); make room on the disk, then run the same again: it goes on from '
-        f'{aside.name}'
-    )
-
-
-def replace_folder(aside: Path, path: Path, *, overwrite: bool) -> None:
-    """Flush the folder `aside`, rename it to `path` and remove its journal.
-
-    With `overwrite` what was under `path` is moved aside first and removed afterwards.
-
-    Raises:
-        OSError: `path` exists and `overwrite` is not set, or the file system refuses.
-    """
-    old = path.with_name(f'.{path.name}.old')
-    sync_directory(aside)
-    if overwrite and path.exists():
-        os.rename(path, old)
-    os.rename(aside, path)
-    sync_directory(path.parent)
-    for name in ('lock.mdb', JOURNAL, JOB):
-        (path / name).unlink(missing_ok=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def restore_folder(path: Path) -> None:
-    """Put back what `replace_folder` had moved aside when it was killed between its two renames."""
-    old = path.with_name(f'.{path.name}.old')
-    if old.exists() and not path.exists():
-        os.rename(old, path)
-    elif old.exists():
-        shutil.rmtree(old)

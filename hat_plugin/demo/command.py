@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from hat_plugin.arguments import whole_number
 from hat_plugin.demo import steps
 from hat_plugin.demo.compare import PROTOCOL, Comparison, compare, table, write_results
 from hat_plugin.demo.photos import HELD_OUT, TRAINING, copy_photos
@@ -28,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add = parser.add_argument
     add('-o', '--output', type=Path, default=Path('demo_output'), help='folder for all it makes (demo_output)')
-    add('--threads', type=_positive, default=1, help='CPU threads (1: so small a network gains little from more)')
-    add('--iterations', type=_positive, help="training steps (default: the option file's, about 3 minutes)")
+    add('--threads', type=whole_number(1), default=1, help='CPU threads (1: so small a network gains little from more)')
+    add('--iterations', type=whole_number(1), help="training steps (default: the option file's, about 3 minutes)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,9 +122,3 @@ Look at {folder / 'comparison.png'}. What to run next:
 
 def _say(text: str) -> None:
     print(f'\n{text}', flush=True)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is no whole number from 1 on')
-    return int(text)

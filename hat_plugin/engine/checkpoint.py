@@ -52,8 +52,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
         CheckpointError: the file is missing, empty, truncated, or holds code or objects of other classes.
     """
     file = Path(path)
-    if not file.is_file():
-        raise CheckpointError(f'{file}: no such file')
+    _check_file(file)
     if file.stat().st_size == 0:
         raise CheckpointError(f'{file}: the file is empty (0 bytes), the leftover of a failed write; delete it')
     with file.open('rb') as stream:
@@ -94,6 +93,11 @@ def check_whole(path: str | os.PathLike[str]) -> None:
         raise CheckpointError(f'{file}: damaged: the checksum of {damaged} in it is wrong')
 
 
+def _check_file(file: Path) -> None:
+    if not file.is_file():
+        raise CheckpointError(f'{file}: {"is a folder; name a file in it" if file.is_dir() else "no such file"}')
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
@@ -128,8 +132,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not file.is_file():
-        raise CheckpointError(f'{file}: no such file')
+    _check_file(file)
     try:
         return load_file(file, device='cpu')
     except (SafetensorError, OSError, ValueError) as error:

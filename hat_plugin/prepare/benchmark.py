@@ -60,7 +60,8 @@ def _prepare(name: str, folder: Path, args: argparse.Namespace) -> Report:
         report = build(plan, run_options(args))
         _score(target, scale, args.workers, fresh=bool(report.made))
         for field in ('made', 'found', 'left_out', 'bad'):
-            getattr(total, field).extend(getattr(report, field))
+            said = getattr(total, field)
+            said.extend(line for line in getattr(report, field) if line not in said)
     total.manifest = read_manifest(target)
     scores = total.manifest.get('bicubic', {})
     total.manifest['bicubic'] = {str(scale): scores[str(scale)] for scale in sorted(set(args.scale))}

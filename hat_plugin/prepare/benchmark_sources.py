@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hat_plugin.data.images import check_folder
 from hat_plugin.data.lmdb_io import key_of
 from hat_plugin.errors import DataError
 from hat_plugin.prepare.plan import Picture
@@ -27,8 +28,7 @@ def find_sets(source: Path, wanted: list[str] | None, name: str | None) -> dict[
     Raises:
         DataError: a set is not there, or none is.
     """
-    if not source.is_dir():
-        raise DataError(f'{source}: no such folder')
+    check_folder(source)
     if name:
         return {name: source}
     subfolders = {entry.name.lower(): entry for entry in sorted(source.iterdir()) if entry.is_dir()}

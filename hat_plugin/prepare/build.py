@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hat_plugin.data.lmdb_writer import LmdbWriter
+from hat_plugin.engine.files import remove_leftovers
 from hat_plugin.engine.progress import progress
 from hat_plugin.engine.workers import Mapper, worker_pool
 from hat_plugin.errors import DataError
@@ -23,7 +24,7 @@ from hat_plugin.prepare.manifest import (
     recover,
     versions,
 )
-from hat_plugin.prepare.plan import Output, Plan
+from hat_plugin.prepare.plan import Output, Plan, digest
 from hat_plugin.prepare.preflight import bytes_needed, check_sizes
 from hat_plugin.prepare.verify import Checked, check_output
 
@@ -36,7 +37,7 @@ class RunOptions:
 
     Attributes:
         workers: processes.
-        overwrite: replace outputs that are there and were made otherwise.
+        overwrite: replace outputs that are there, however they were made.
         skip_bad: leave out pictures that cannot be used, instead of refusing.
         room_check: estimate the space needed before beginning.
         arguments: the command, for the manifest.
@@ -64,8 +65,8 @@ class Report:
 def build(plan: Plan, options: RunOptions) -> Report:
     """Prepare a data set: cut, write aside, verify, rename, note in the manifest.
 
-    Outputs that are there already and were made from the same pictures in the same way are left alone. What a killed
-    run left beside is gone on with.
+    Outputs that are there already and were made from the same pictures in the same way are left alone, unless they are
+    to be overwritten. What a killed run left beside is gone on with; of it, pictures that have changed are done again.
 
     Raises:
         DataError: an output of another origin is in the way; pictures are bad (the others are done and kept beside);
@@ -75,20 +76,24 @@ def build(plan: Plan, options: RunOptions) -> Report:
         raise DataError(f'{plan.name}: there are no pictures to prepare')
     with folder_lock(plan.folder), ExitStack() as stack:
         recover(plan.folder)
+        remove_leftovers(plan.folder)
         manifest = read_manifest(plan.folder)
-        jobs = {output.name: plan.job(output) for output in plan.outputs}
+        sources = {output.name: plan.sources(output) for output in plan.outputs}
+        jobs = {output.name: f'{plan.settings(output)} {digest(sources[output.name])}' for output in plan.outputs}
         report = Report(plan.folder, manifest=manifest)
         wanted = _wanted(plan, jobs, manifest, options, report)
         if not wanted:
+            report.left_out += manifest.get('left_out', [])
+            report.bad += manifest.get('bad', [])
             return report
         sizes = check_sizes(plan, wanted, skip_bad=options.skip_bad)
         if options.room_check:
             check_room(plan.folder, bytes_needed(plan, wanted, sizes))
         mapper = stack.enter_context(worker_pool(options.workers))
-        writers = {output.name: _writer(plan, output, jobs[output.name]) for output in wanted}
+        writers = {output.name: _writer(plan, output, sources[output.name]) for output in wanted}
         for writer in writers.values():
             stack.callback(writer.close)
-        _cut_all(plan, wanted, writers, mapper, report)
+        _cut_all(plan, wanted, writers, sources, mapper, report)
         if report.bad and not options.skip_bad:
             raise DataError(_bad_pictures(report.bad, len(plan.pictures)))
         checked = {output.name: check_output(writers[output.name].seal(), output, mapper) for output in wanted}
@@ -101,7 +106,7 @@ def _wanted(
 ) -> tuple[Output, ...]:
     wanted, in_the_way = [], []
     for output in plan.outputs:
-        if is_current(plan.folder, manifest, output.name, jobs[output.name]):
+        if not options.overwrite and is_current(plan.folder, manifest, output.name, jobs[output.name]):
             report.found.append(output.name)
         else:
             wanted.append(output)
@@ -109,22 +114,28 @@ def _wanted(
                 in_the_way.append(output.name)
     if in_the_way:
         raise DataError(
-            f'{plan.folder}: already there: {", ".join(in_the_way)}; made from other pictures or in another way, or '
-            f'damaged. Remove it, or replace it with --overwrite'
+            f'{plan.folder}: already there: {", ".join(in_the_way)}; made from other pictures (or copies of them) or '
+            f'in another way, or damaged. Remove it, or replace it with --overwrite'
         )
     return tuple(wanted)
 
 
-def _writer(plan: Plan, output: Output, job: str) -> Writer:
+def _writer(plan: Plan, output: Output, sources: dict[str, str]) -> Writer:
     # What is under the name was looked at before: what may be overwritten here, may.
-    path = plan.folder / output.name
+    path, job, known = plan.folder / output.name, plan.settings(output), set(sources.values())
     if output.storage == 'disk':
-        return FolderWriter(path, job=job, overwrite=True)
-    return LmdbWriter(path, output.kind, compress_level=output.compress_level, job=job, overwrite=True)
+        return FolderWriter(path, job=job, sources=known, overwrite=True)
+    level = output.compress_level
+    return LmdbWriter(path, output.kind, compress_level=level, job=job, sources=known, overwrite=True)
 
 
 def _cut_all(
-    plan: Plan, wanted: tuple[Output, ...], writers: dict[str, Writer], mapper: Mapper, report: Report
+    plan: Plan,
+    wanted: tuple[Output, ...],
+    writers: dict[str, Writer],
+    sources: dict[str, dict[str, str]],
+    mapper: Mapper,
+    report: Report,
 ) -> None:
     done = {name: writer.done for name, writer in writers.items()}
     tasks = []
@@ -136,9 +147,9 @@ def _cut_all(
     finished = len(plan.pictures) - len(tasks)
     with progress(total=len(plan.pictures), initial=finished, description=plan.name, unit='picture') as bar:
         result: CutResult
-        for result in mapper(cut_picture, tasks):
+        for (picture, _, _), result in zip(tasks, mapper(cut_picture, tasks), strict=True):
             for name, images in result.images.items():
-                writers[name].put_all(images)
+                writers[name].put_all(images, sources[name][picture.stem])
             report.left_out += [result.left_out] if result.left_out else []
             report.bad += [result.error] if result.error else []
             bar.update()

@@ -33,8 +33,9 @@ def cut_picture(task: tuple[Picture, Cut, tuple[Output, ...]]) -> CutResult:
     picture, cut, outputs = task
     try:
         truth = read_stored(picture.hr, drop_alpha=cut.drop_alpha)
-        if min(truth.shape[:2]) < max(cut.smallest, cut.modulus):
-            return CutResult({}, left_out=f'{picture.hr}: {truth.shape[1]}x{truth.shape[0]} is too small')
+        height, width = (side - side % cut.modulus for side in truth.shape[:2])
+        if min(height, width) < max(cut.smallest, 1):
+            return CutResult({}, left_out=_too_small(picture, truth.shape, (height, width)))
         truth = mod_crop(truth, cut.modulus)
         images: dict[str, list[EncodedImage]] = {}
         for scale in sorted({output.scale for output in outputs}):
@@ -78,6 +79,11 @@ def low_resolution(picture: Picture, truth: np.ndarray, scale: int, *, drop_alph
     if image.shape[0] < height or image.shape[1] < width or image.shape[2] != truth.shape[2]:
         raise DataError(misfit(picture, scale, image.shape[1::-1], (truth.shape[1], truth.shape[0])))
     return np.ascontiguousarray(image[:height, :width])
+
+
+def _too_small(picture: Picture, shape: tuple[int, ...], cropped: tuple[int, int]) -> str:
+    crop = '' if cropped == shape[:2] else f', cropped {cropped[1]}x{cropped[0]},'
+    return f'{picture.hr}: {shape[1]}x{shape[0]}{crop} is too small'
 
 
 def misfit(picture: Picture, scale: int, lr_size: tuple[int, ...], hr_size: tuple[int, ...]) -> str:

@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from hat_plugin.data.images import check_folder
 from hat_plugin.errors import DataError
 from hat_plugin.prepare.build import Report
 from hat_plugin.prepare.options import add_training_arguments, build_training_set
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> list[Report]:
     """Prepare a folder."""
+    check_folder(args.source)
     name = set_name(args.name or args.source.resolve().name)
     target = (args.output / name).resolve()
     if target.is_relative_to(args.source.resolve()):

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from hat_plugin.data.aside import (
+    JOB,
+    JOURNAL,
+    journal_line,
+    replace_folder,
+    restore_folder,
+    split_journal_line,
+    writing_failure,
+)
 from hat_plugin.data.lmdb_meta import check_key, format_line, parse_line
-from hat_plugin.data.lmdb_writer import JOB, JOURNAL, EncodedImage, replace_folder, restore_folder, writing_failure
+from hat_plugin.data.lmdb_writer import EncodedImage
 from hat_plugin.engine.files import write_text_atomic
 from hat_plugin.errors import DataError
 
@@ -18,14 +27,21 @@ class FolderWriter:
 
     Args:
         path: the folder to be.
-        job: as for `LmdbWriter`: another job starts over.
+        job, sources: as for `LmdbWriter`: another job starts over, images of other sources are removed.
         overwrite: replace what is under `path`, once the new one is whole.
 
     Raises:
         DataError: something is under `path` and `overwrite` is not set; the disk does not take it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, job: str = '', overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        job: str = '',
+        sources: Collection[str] | None = None,
+        overwrite: bool = False,
+    ) -> None:
         self.path = Path(path)
         self._overwrite = overwrite
         restore_folder(self.path)
@@ -35,7 +51,7 @@ class FolderWriter:
         self._sizes: dict[str, int] = {}
         self._inherited: set[str] = set()
         try:
-            self._begin(job)
+            self._begin(job, sources)
         except OSError as error:
             raise self._failure(error) from error
 
@@ -44,8 +60,12 @@ class FolderWriter:
         """Keys that are written, by this writer or by the one before it."""
         return set(self._sizes)
 
-    def put_all(self, images: Iterable[EncodedImage]) -> None:
-        """Write files that belong together. Raises DataError where the disk does not take them, or for a wrong key."""
+    def put_all(self, images: Iterable[EncodedImage], source: str = '') -> None:
+        """Write files that belong together, as `LmdbWriter.put_all` does.
+
+        Raises:
+            DataError: the disk does not take them, or a key is wrong or doubled.
+        """
         lines = []
         try:
             for key, value, shape, _dtype in images:
@@ -55,7 +75,7 @@ class FolderWriter:
                 (self._aside / f'{key}.png').write_bytes(value)
                 self._sizes[key] = len(value)
                 self._inherited.discard(key)
-                lines.append(format_line(key, 'png', shape, str(len(value))))
+                lines.append(journal_line(format_line(key, 'png', shape, str(len(value))), source))
             # The first comes last: where the journal has it, the others of its picture are there too.
             self._journal.write(''.join(f'{line}\n' for line in reversed(lines)))
             self._journal.flush()
@@ -89,7 +109,7 @@ class FolderWriter:
         """Stop without finishing; what is written stays beside for the next try."""
         self._journal.close()
 
-    def _begin(self, job: str) -> None:
+    def _begin(self, job: str, sources: Collection[str] | None) -> None:
         job_file, journal = self._aside / JOB, self._aside / JOURNAL
         if self._aside.exists() and (not job_file.exists() or job_file.read_text(encoding='utf-8') != job):
             shutil.rmtree(self._aside)
@@ -97,19 +117,22 @@ class FolderWriter:
         write_text_atomic(job_file, job)
         text = journal.read_text(encoding='utf-8', errors='replace') if journal.exists() else ''
         kept = []
-        for number, line in enumerate(text.split('\n'), 1):
+        for number, written in enumerate(text.split('\n'), 1):
+            line, source = split_journal_line(written)
             try:
                 key, _, _ = parse_line(line, journal, number)
                 size = int(line.rpartition(' ')[2])
             except (DataError, ValueError):  # the end of the file, or the line that was being written at the kill
                 continue
             file = self._aside / f'{key}.png'
-            if file.is_file() and file.stat().st_size == size:
+            known = sources is None or source in sources
+            if known and file.is_file() and file.stat().st_size == size:
                 self._sizes[key] = size
-                kept.append(line)
+                kept.append(written)
         self._inherited = set(self._sizes)
-        self._remove_strangers()
+        # First the journal, then the files: killed in between, it names no picture of which only some are there.
         write_text_atomic(journal, ''.join(f'{line}\n' for line in kept))
+        self._remove_strangers()
         self._journal = open(journal, 'a', encoding='utf-8')  # noqa: SIM115 (lives on)
 
     def _remove_strangers(self) -> None:

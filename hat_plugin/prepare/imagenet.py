@@ -6,22 +6,31 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from hat_plugin.data.images import list_images
 from hat_plugin.data.lmdb_io import LmdbWriter
+from hat_plugin.engine.files import remove_leftovers
 from hat_plugin.engine.workers import worker_pool
 from hat_plugin.errors import DataError
 from hat_plugin.prepare import layout
 from hat_plugin.prepare.build import Report
 from hat_plugin.prepare.examine import Journal, examine
-from hat_plugin.prepare.manifest import check_room, folder_lock, publish, read_manifest, recover, versions
+from hat_plugin.prepare.manifest import (
+    check_room,
+    folder_lock,
+    is_whole_lmdb,
+    publish,
+    read_manifest,
+    recover,
+    versions,
+)
 from hat_plugin.prepare.options import run_options
-from hat_plugin.prepare.plan import Output
+from hat_plugin.prepare.plan import Output, digest, stamp
 from hat_plugin.prepare.verify import check_output
 
 COUNT = 1_281_167
@@ -48,31 +57,39 @@ def run(args: argparse.Namespace) -> list[Report]:
     folder = args.output / Path(layout.IMAGENET_MAP).parent.name
     with folder_lock(folder):
         recover(folder)
+        remove_leftovers(folder)
         manifest = read_manifest(folder)
-        job = _job(args, names)
+        stamps = {name: stamp(args.source / name) for name in names}
+        job = _job(args, stamps)
         report = Report(folder, manifest=manifest)
-        if manifest.get('job') == job and _is_there(folder, args):
+        if args.overwrite:  # nothing that was found before is believed
+            (folder / _JOURNAL).unlink(missing_ok=True)
+            shutil.rmtree(folder / f'.{_LMDB}.part', ignore_errors=True)
+        elif manifest.get('job') == job and _is_there(folder, args):
             report.found += list(manifest['outputs'])
+            report.bad += manifest.get('bad', [])
             return [report]
-        if (folder / _LMDB).exists() and args.lmdb and not args.overwrite:
-            raise DataError(f'{folder / _LMDB} is there already; remove it, or replace it with --overwrite')
+        elif (folder / _LMDB).exists() and args.lmdb:
+            raise DataError(
+                f'{folder / _LMDB} is there already, made from other pictures (or copies of them), or damaged; remove '
+                f'it, or replace it with --overwrite'
+            )
+        if args.lmdb and not args.no_room_check:
+            check_room(folder, sum(size for _, size, _ in stamps.values()))
         _prepare(args, names, job, report)
     return [report]
 
 
 def _is_there(folder: Path, args: argparse.Namespace) -> bool:
-    return (folder / _LIST).is_file() and (not args.lmdb or (folder / _LMDB).is_dir())
+    return (folder / _LIST).is_file() and (not args.lmdb or is_whole_lmdb(folder / _LMDB))
 
 
-def _job(args: argparse.Namespace, names: list[str]) -> str:
-    digest = hashlib.sha256('\n'.join(names).encode('utf-8', 'surrogateescape')).hexdigest()
-    return json.dumps({'source': str(args.source.resolve()), 'lmdb': args.lmdb, 'names': digest})
+def _job(args: argparse.Namespace, stamps: dict[str, tuple[str, int, int]]) -> str:
+    return json.dumps({'source': str(args.source.resolve()), 'lmdb': args.lmdb, 'pictures': digest(stamps)})
 
 
 def _prepare(args: argparse.Namespace, names: list[str], job: str, report: Report) -> None:
     folder = report.folder
-    if args.lmdb and not args.no_room_check:
-        check_room(folder, sum((args.source / name).stat().st_size for name in names))
     entries: dict[str, dict[str, Any]] = {}
     lines = []
     with worker_pool(args.workers) as mapper, ExitStack() as stack:

@@ -1,6 +1,8 @@
 """Where prepared data lies, and under which names: the one list that `basicsr prepare` and the option files share.
 
-The names are those of HAT's published option files, so that these find what `basicsr prepare` wrote::
+Folders are named as HAT's published option files name them, which find them once `.lmdb` is added (or with --no-lmdb).
+The list of images lies with its data, whereas those files look for it in the published code
+(`meta_info_file: hat/data/meta_info/meta_info_DF2Ksub_GT.txt`): there the option is to be changed::
 
     datasets/
       DF2K/                                  the same for DIV2K, Flickr2K and any name given to `prepare folder`

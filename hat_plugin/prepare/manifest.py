@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hat_plugin import __version__
-from hat_plugin.data.lmdb_meta import check_whole
-from hat_plugin.data.lmdb_writer import replace_folder, restore_folder
+from hat_plugin.data.aside import replace_folder, restore_folder
+from hat_plugin.data.lmdb_meta import META_INFO, check_whole
 from hat_plugin.engine.files import sync_directory, write_text_atomic
 from hat_plugin.errors import DataError
 from hat_plugin.prepare.layout import MANIFEST
@@ -96,11 +96,16 @@ def is_current(folder: Path, manifest: dict[str, Any], name: str, job: str) -> b
         return False
     if path.suffix != '.lmdb':
         return sum(1 for item in os.scandir(path) if item.name.endswith('.png')) == entry['count']
+    return is_whole_lmdb(path)
+
+
+def is_whole_lmdb(path: Path) -> bool:
+    """Whether an LMDB of images is there and was not cut short; its images are not looked at."""
     try:
         check_whole(path)
     except DataError:
         return False
-    return (path / 'meta_info.txt').is_file()
+    return (path / META_INFO).is_file()
 
 
 def versions() -> dict[str, str]:
@@ -147,9 +152,13 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DataError(
-            f'{folder}: about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; make room, choose '
-            f'another place with -o, or begin all the same with --no-room-check'
+            f'{folder}: about {_size(needed)} are needed, {_size(free)} are free; make room, choose another place with '
+            f'-o, or begin all the same with --no-room-check'
         )
+
+
+def _size(count: int) -> str:
+    return f'{count / 1e9:.1f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'
 
 
 def _as_text(manifest: dict[str, Any]) -> str:

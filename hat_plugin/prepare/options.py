@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hat_plugin.arguments import whole_number
 from hat_plugin.engine.machine import cores
 from hat_plugin.errors import DataError
 from hat_plugin.prepare import layout
@@ -17,8 +18,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """How the work is done: the same for every data set."""
     group = parser.add_argument_group('how it is done')
     group.add_argument('-o', '--output', type=Path, default=Path(layout.ROOT), help='where data sets lie (datasets)')
-    group.add_argument('--workers', type=_positive, default=cores(), help='processes (as many as there are cores)')
-    group.add_argument('--overwrite', action='store_true', help='replace prepared data that was made in another way')
+    group.add_argument(
+        '--workers', type=whole_number(1), default=cores(), help='processes (as many as there are cores)'
+    )
+    group.add_argument('--overwrite', action='store_true', help='replace prepared data that is there')
     group.add_argument('--skip-bad', action='store_true', help='leave out pictures that cannot be used')
     group.add_argument('--no-room-check', action='store_true', help='do not estimate the disk space first')
 
@@ -27,7 +30,11 @@ def add_picture_arguments(parser: argparse.ArgumentParser, *, lr: str = 'auto') 
     """What becomes of pictures."""
     group = parser.add_argument_group('what is made')
     group.add_argument(
-        '--scale', type=_scale, nargs='+', default=list(layout.SCALES), help='low-resolution images to make (2 3 4)'
+        '--scale',
+        type=whole_number(2),
+        nargs='+',
+        default=list(layout.SCALES),
+        help='low-resolution images to make (2 3 4)',
     )
     group.add_argument(
         '--lr',
@@ -44,10 +51,15 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, lr: str = 'auto')
     add_picture_arguments(parser, lr=lr)
     group = parser.add_argument_group('sub-images and storage')
     group.add_argument(
-        '--sub-size', type=_size, default=layout.SUB_IMAGE_SIZE, help='side of a sub-image; 0: whole pictures (480)'
+        '--sub-size',
+        type=whole_number(0),
+        default=layout.SUB_IMAGE_SIZE,
+        help='side of a sub-image; 0: whole pictures (480)',
     )
-    group.add_argument('--sub-step', type=_positive, help='distance of two sub-images (half their side)')
-    group.add_argument('--min-size', type=_size, default=256, help='pictures with a smaller side are left out (256)')
+    group.add_argument('--sub-step', type=whole_number(1), help='distance of two sub-images (half their side)')
+    group.add_argument(
+        '--min-size', type=whole_number(0), default=256, help='pictures with a smaller side are left out (256)'
+    )
     storage = group.add_mutually_exclusive_group()
     storage.add_argument('--no-lmdb', action='store_true', help='folders of PNGs instead of LMDBs')
     storage.add_argument('--raw', action='store_true', help='LMDBs of raw pixels: faster, 1.7 times the space')
@@ -106,25 +118,3 @@ def report_lines(report: Report) -> list[str]:
     lines += [f'left out: {line}' for line in report.left_out]
     lines += [f'bad, left out: {line}' for line in report.bad]
     return [*lines, f'{report.folder / layout.MANIFEST}: counts, sizes, checksums']
-
-
-def _positive(text: str) -> int:
-    return _at_least(text, 1)
-
-
-def _size(text: str) -> int:
-    return _at_least(text, 0)
-
-
-def _scale(text: str) -> int:
-    return _at_least(text, 2)
-
-
-def _at_least(text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f'{text!r} is no whole number from {least} on')
-    return value

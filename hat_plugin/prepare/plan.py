@@ -40,7 +40,7 @@ class Cut:
         step: distance of two sub-images.
         threshold: at the right and bottom a last sub-image is added, flush with the edge, if more pixels than this
             would be left over.
-        smallest: pictures with a side below this are left out.
+        smallest: pictures with a side below this, after the crop, are left out.
         drop_alpha: ignore transparency instead of refusing it.
     """
 
@@ -93,14 +93,36 @@ class Plan:
     source: dict[str, Any]
     list_name: str = ''
 
-    def job(self, output: Output) -> str:
-        """What decides an output's content, as JSON: when it changes, what was prepared before is of no use."""
-        digest = hashlib.sha256()
+    def settings(self, output: Output) -> str:
+        """What decides an output's content besides the pictures, as JSON: when it changes, all is to be done again."""
+        return json.dumps(
+            {'cut': asdict(self.cut), 'output': asdict(output), 'lr': self.lr_origin.get(output.scale)}, sort_keys=True
+        )
+
+    def sources(self, output: Output) -> dict[str, str]:
+        """Stem -> fingerprint of the files behind its images: when it changes, that picture is to be done again."""
+        found = {}
         for picture in self.pictures:
             paths = [picture.hr, *([picture.lr[output.scale]] if output.scale in picture.lr else [])]
-            digest.update(json.dumps([picture.stem, [[path.name, path.stat().st_size] for path in paths]]).encode())
-        settings = {'cut': asdict(self.cut), 'output': asdict(output), 'lr': self.lr_origin.get(output.scale)}
-        return json.dumps({**settings, 'pictures': digest.hexdigest()}, sort_keys=True)
+            found[picture.stem] = digest([picture.stem, *(stamp(path) for path in paths)])[:16]
+        return found
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """(name, bytes, time of change in ns) of a file: what tells it from another that came to its place.
+
+    Bytes and time are -1 where there is no file; reading it will say so.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return path.name, -1, -1
+    return path.name, status.st_size, status.st_mtime_ns
+
+
+def digest(value: object) -> str:
+    """SHA-256 of what can be written as JSON, in hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def common_modulus(scales: tuple[int, ...] | list[int]) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from hat_plugin.data.lmdb_io import LmdbReader
 from hat_plugin.engine.progress import progress
 from hat_plugin.errors import DataError
-from hat_plugin.prepare.plan import Output
+from hat_plugin.prepare.plan import Output, stamp
 
 _CHUNK = 32
 
@@ -70,14 +70,14 @@ def check_output(
 
 
 @functools.lru_cache(maxsize=1)
-def _reader(folder: Path, inode: int) -> LmdbReader:
+def _reader(folder: Path, version: tuple[str, int, int]) -> LmdbReader:
     """Made once a process and LMDB: a list of a hundred thousand keys takes longer to read than a chunk of images."""
     return LmdbReader(folder)
 
 
 def _check_chunk(task: tuple[Path, str, list[str]]) -> list[tuple[str, str, int, tuple[int, ...], str]]:
     folder, storage, keys = task
-    reader = None if storage == 'disk' else _reader(folder, (folder / 'data.mdb').stat().st_ino)
+    reader = None if storage == 'disk' else _reader(folder, stamp(folder / 'data.mdb'))
     results = []
     for key in keys:
         if reader is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable
 from typing import Literal
 
+from hat_plugin.arguments import whole_number
 from hat_plugin.engine.tiles import DEFAULT_OVERLAP
 from hat_plugin.restore.images import WRITTEN_SUFFIXES
-from hat_plugin.restore.jobs import plan_jobs
+from hat_plugin.restore.jobs import Existing, check_outputs, plan_jobs
 from hat_plugin.restore.network import load_network
 from hat_plugin.restore.pipeline import Settings, Summary, restore_files
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('-o', '--output', required=True, help='a picture (for one input) or a folder')
     add('-w', '--weights', required=True, help='trained weights, .pth or .safetensors')
     add('--opt', help='build the network of this option file (default: as the shapes of the weights show it)')
-    add('--scale', type=_whole_from(1), help='the enlargement expected of the network')
+    add('--scale', type=whole_number(1), help='the enlargement expected of the network')
     add(
         '--tile',
         type=_tile,
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         '--overlap',
-        type=_whole_from(0),
+        type=whole_number(0),
         default=DEFAULT_OVERLAP,
         help='input pixels shared by neighbouring tiles (default: %(default)s)',
     )
@@ -64,9 +64,10 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(format='%(message)s', stream=sys.stderr)
     logging.getLogger('hat_plugin').setLevel(logging.INFO)
     jobs = plan_jobs(args.input, args.output, suffix=args.suffix, ext=args.ext)
-    existing: Literal['refuse', 'overwrite', 'skip'] = 'refuse'
+    existing: Existing = 'refuse'
     if args.overwrite or args.skip_existing:
         existing = 'overwrite' if args.overwrite else 'skip'
+    check_outputs(jobs, existing)
     network = load_network(args.weights, opt=args.opt, scale=args.scale, device=args.device, precision=args.precision)
     print(network.describe())
     settings = Settings(args.tile, args.overlap, args.self_ensemble)
@@ -80,17 +81,6 @@ def _report(summary: Summary) -> None:
         print(f'failed: {source}: {reason}', file=sys.stderr)
     where = f', the last to {summary.written[-1]}' if summary.written else ''
     print(f'{len(summary.written)} written{where}; {len(summary.skipped)} skipped; {len(summary.failures)} failed')
-
-
-def _whole_from(least: int) -> Callable[[str], int]:
-    """A reader of whole numbers that are at least `least`."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from {least} up')
-        return int(text)
-
-    return read
 
 
 def _tile(text: str) -> int | Literal['auto'] | None:

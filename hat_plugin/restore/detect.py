@@ -186,11 +186,18 @@ def _residual_connection(weights: StateDict) -> str:
 
 
 def _count(weights: StateDict, pattern: str) -> int:
-    """How many consecutive numbers from 0 the pattern takes among the names."""
-    number = 0
-    while any(key.startswith(pattern.format(number)) for key in weights):
-        number += 1
-    return number
+    """How many numbers from 0 on the pattern takes among the names. That the last ones are missing is not seen.
+
+    Raises:
+        KeyError: one is missing in between; without it a smaller network would seem to be there.
+    """
+    before, after = pattern.split('{}')
+    rests = (key.removeprefix(before) for key in weights if key.startswith(before))
+    numbers = {int(rest.partition(after)[0]) for rest in rests if rest.partition(after)[0].isdecimal()}
+    for number in range(len(numbers)):
+        if number not in numbers:
+            raise KeyError(f'{pattern.format(number)}*')
+    return len(numbers)
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from hat_plugin.data.images import list_images
-from hat_plugin.errors import DataError
+from hat_plugin.data.images import IMAGE_SUFFIXES, list_images
+from hat_plugin.errors import DataError, HatPluginError
 from hat_plugin.restore.images import WRITTEN_SUFFIXES
+
+Existing = Literal['refuse', 'overwrite', 'skip']
+"""What to do where an output is there already."""
+
+_OTHER_SUFFIXES = {
+    *('.gif', '.jp2', '.jxl', '.avif', '.heic', '.heif', '.jfif', '.tga', '.exr', '.hdr', '.ico', '.psd', '.svg'),
+    *(suffix for suffix in IMAGE_SUFFIXES if suffix not in WRITTEN_SUFFIXES),
+}
 
 
 @dataclass(frozen=True)
@@ -37,10 +47,12 @@ def plan_jobs(
         format keep their ending in the name (``a.jpg.png``).
 
     Raises:
-        DataError: no input, an unknown `ext` or ending of `out`, outputs that meet nevertheless, or an output that
-            would overwrite an input.
+        DataError: no input, an unknown `ext`, an `out` that ends as pictures do which are not written, outputs that
+            meet nevertheless, or an output that would overwrite an input.
     """
     origin, target = Path(source), Path(out)
+    if target.suffix.lower() in _OTHER_SUFFIXES and not target.exists():
+        raise DataError(f'{target}: pictures are written as {", ".join(WRITTEN_SUFFIXES)}, not as {target.suffix}')
     ending = None if ext == 'same' else '.' + ext.lower().lstrip('.')
     if ending is not None and ending not in WRITTEN_SUFFIXES:
         raise DataError(f'ext {ext!r}: pictures are written as {", ".join(WRITTEN_SUFFIXES)}')
@@ -59,6 +71,25 @@ def plan_jobs(
     return jobs
 
 
+def check_outputs(jobs: Sequence[Job], existing: Existing) -> None:
+    """See that outputs can be written, before any work is done for them; nothing is made.
+
+    Raises:
+        DataError: some exist, and `existing` is 'refuse'.
+        HatPluginError: a folder cannot be made or written to.
+    """
+    there = [job.target for job in jobs if job.target.exists()]
+    if there and existing == 'refuse':
+        more = f' and {len(there) - 1} more' if len(there) > 1 else ''
+        raise DataError(f'{there[0]}{more}: exists; give --overwrite or --skip-existing')
+    skipped = set(there if existing == 'skip' else [])
+    for folder in sorted({job.target.parent for job in jobs if job.target not in skipped}):
+        standing = next(place for place in (folder, *folder.parents) if place.exists())
+        if not standing.is_dir() or not os.access(standing, os.W_OK | os.X_OK):
+            fault = 'may not be written to' if standing.is_dir() else 'is a file, not a folder'
+            raise HatPluginError(f'{folder}: cannot be written to: {standing} {fault}; give another -o')
+
+
 def _plan_file(source: Path, out: Path, suffix: str, ending: str | None) -> Job:
     if out.suffix.lower() in WRITTEN_SUFFIXES and not out.is_dir():
         if ending is not None and ending != out.suffix.lower():
@@ -68,8 +99,8 @@ def _plan_file(source: Path, out: Path, suffix: str, ending: str | None) -> Job:
 
 
 def _plan_folder(folder: Path, out: Path, suffix: str, ending: str | None) -> list[Job]:
-    if out.is_file():
-        raise DataError(f'{out}: is a file, but the input {folder} is a folder; name a folder')
+    if out.is_file() or (out.suffix.lower() in WRITTEN_SUFFIXES and not out.exists()):
+        raise DataError(f"{out}: is a file's name, but the input {folder} is a folder; name a folder")
     names = [Path(name) for name in list_images(folder)]
     if out.resolve() != folder.resolve():  # earlier results below the input folder are no inputs
         names = [name for name in names if out.resolve() not in (folder / name).resolve().parents]

@@ -39,8 +39,9 @@ class Network:
         kind = f'x{found.scale}' if found.scale > 1 else 'same size'
         assumed = f'; not visible in the weights, so as published: {", ".join(found.assumed)}' if found.assumed else ''
         count = sum(parameter.numel() for parameter in self.net.parameters())
+        depths = f', depths {list(found.arguments["depths"])}' if 'depths' in found.arguments else ''
         return (
-            f'{found.architecture} {kind}, {count:,} parameters, {self.net.precision} on {self.device}, '
+            f'{found.architecture} {kind}{depths}, {count:,} parameters, {self.net.precision} on {self.device}, '
             f'from {self.source}{assumed}'
         )
 

@@ -19,7 +19,7 @@ from hat_plugin.engine.progress import progress
 from hat_plugin.engine.tiles import DEFAULT_OVERLAP, tiled_forward
 from hat_plugin.errors import DataError, HatPluginError
 from hat_plugin.restore.images import keeps_16_bits, read_picture, write_image
-from hat_plugin.restore.jobs import Job
+from hat_plugin.restore.jobs import Existing, Job, check_outputs
 from hat_plugin.restore.network import Network
 
 logger = logging.getLogger(__name__)
@@ -89,9 +89,11 @@ def restore_image(
     if planes.shape[1] == 4:
         alpha = _restore_alpha(network, planes[:, 3:], settings)
         restored = torch.cat([restored, alpha], dim=1)
+    if not bool(torch.isfinite(restored).all()):
+        in_fp32 = f'its weights are damaged, or their training diverged ({network.source}); take others'
+        remedy = in_fp32 if network.net.precision == 'fp32' else 'give --precision fp32'
+        raise DataError(f'the network put out NaN or infinity, and no picture is made of it: {remedy}')
     if image.dtype == np.float32:
-        if not bool(torch.isfinite(restored).all()):
-            raise DataError('the network put out NaN or infinity; no picture is made of it. Try precision fp32')
         result = np.ascontiguousarray(restored[0].clamp(0, 1).permute(1, 2, 0).numpy())
     else:
         result = from_float_tensor(restored, image.dtype.type)
@@ -152,7 +154,7 @@ def restore_files(
     jobs: Sequence[Job],
     settings: Settings | None = None,
     *,
-    existing: Literal['refuse', 'overwrite', 'skip'] = 'refuse',
+    existing: Existing = 'refuse',
 ) -> Summary:
     """Restore files, one after the other, with a progress bar.
 
@@ -167,12 +169,10 @@ def restore_files(
 
     Raises:
         DataError: outputs exist, and `existing` is 'refuse'; nothing was written.
-        HatPluginError: the disk is full or the output folder cannot be made; what was written so far is whole.
+        HatPluginError: the output folder cannot be made or written to, or the disk is full; what was written so far is
+            whole.
     """
-    there = [job.target for job in jobs if job.target.exists()]
-    if there and existing == 'refuse':
-        more = f' and {len(there) - 1} more' if len(there) > 1 else ''
-        raise DataError(f'{there[0]}{more}: exists; give --overwrite or --skip-existing')
+    check_outputs(jobs, existing)
     summary = Summary()
     for job in progress(jobs, description='restoring', disable=len(jobs) == 1):
         if existing == 'skip' and job.target.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,64 @@ def test_list_images_is_sorted_and_nested(tmp_path: Path, photo: np.ndarray) -> 
     assert list_images(tmp_path) == ['a.PNG', 'b.png', 'sub/c d.jpg']
     with pytest.raises(DataError, match='no such folder'):
         list_images(tmp_path / 'none')
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path, photo: np.ndarray) -> None:
+    (tmp_path / 'in' / 'sub').mkdir(parents=True)
+    save(tmp_path / 'in' / 'sub' / 'a.png', photo)
+    save(tmp_path / 'elsewhere.png', photo)
+    (tmp_path / 'in' / 'sub' / 'up').symlink_to(tmp_path / 'in')
+    (tmp_path / 'in' / 'again').symlink_to(tmp_path / 'in' / 'sub')
+    assert list_images(tmp_path / 'in') == ['again/a.png', 'sub/a.png']
+    with pytest.raises(DataError, match='elsewhere.png: is a file, not a folder'):
+        list_images(tmp_path / 'elsewhere.png')
+
+
+def zero_filled(content: bytes, keep: float) -> bytes:
+    kept = int(len(content) * keep)
+    return content[:kept] + bytes(len(content) - kept)
+
+
+@pytest.mark.parametrize('keep', [0.3, 0.6, 0.95])
+@pytest.mark.parametrize(
+    ('suffix', 'options'),
+    [
+        ('jpg', {'quality': 90}),
+        ('jpg', {'quality': 90, 'progressive': True}),
+        ('webp', {'quality': 80}),
+        ('webp', {'lossless': True}),
+        ('png', {}),
+        ('tif', {'compression': 'tiff_lzw'}),
+    ],
+)
+def test_files_filled_up_with_zeros_are_named(
+    tmp_path: Path, photos: Any, suffix: str, options: Any, keep: float
+) -> None:
+    path = tmp_path / f'filled.{suffix}'
+    Image.fromarray(photos['coffee']).save(path, **options)
+    read_image(path)
+    path.write_bytes(zero_filled(path.read_bytes(), keep))
+    with pytest.raises(DataError, match=rf'filled\.{suffix}'):
+        read_image(path)
+
+
+def test_a_preview_s_end_is_not_the_picture_s(tmp_path: Path, photos: Any) -> None:
+    preview = cv2.imencode('.jpg', photos.small('rocket'))[1].tobytes()
+    content = cv2.imencode('.jpg', photos['coffee'])[1].tobytes()
+    head = content[:2] + b'\xff\xe1' + (len(preview) + 2).to_bytes(2, 'big') + preview
+    assert np.array_equal(read_image(head + content[2:]), read_image(content))
+    with pytest.raises(DataError, match='JPEG without its end'):
+        read_image(head + zero_filled(content[2:], 0.5))
+    # Behind the end zeros and anything else may stand.
+    assert np.array_equal(read_image(content + b'maker notes' + bytes(5000)), read_image(content))
+
+
+@pytest.mark.parametrize('value', [0, 90, 255])
+@pytest.mark.parametrize('options', [{'quality': 75, 'method': 6}, {'quality': 1}, {'lossless': True}])
+def test_flat_webps_are_good(photos: Any, value: int, options: dict[str, Any]) -> None:
+    image = np.full((1500, 2000, 3), value, np.uint8)
+    image[:300, :300] = photos['coffee'][:300, :300]
+    with io.BytesIO() as file:
+        Image.fromarray(image).save(file, 'webp', **options)
+        assert read_image(file.getvalue()).shape == image.shape
+        assert read_image(file.getvalue() + bytes(5000)).shape == image.shape

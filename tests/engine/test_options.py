@@ -125,6 +125,19 @@ def test_what_the_disk_lacks_is_listed_at_once(tmp_path: Path) -> None:
     assert problems(opt) == []
 
 
+@pytest.mark.parametrize('code', ['hat', 'hct'])
+def test_a_list_that_lies_beside_its_data_is_named(tmp_path: Path, code: str) -> None:
+    opt = options()
+    opt['datasets']['train']['dataroot_gt'] = str(tmp_path / 'DF2K' / 'DF2K_HR_sub.lmdb')
+    opt['datasets']['train']['meta_info_file'] = f'{code}/data/meta_info/meta_info_DF2Ksub_GT.txt'
+    place = f'datasets: train: meta_info_file: {code}/data/meta_info/meta_info_DF2Ksub_GT.txt: no such file'
+    assert any(f'{place}; prepare it' in line for line in problems(opt, need_data=True))
+    beside = tmp_path / 'DF2K' / 'meta_info_DF2Ksub_GT.txt'
+    beside.parent.mkdir()
+    beside.touch()
+    assert f'{place}; there is {beside}; write that' in problems(opt, need_data=True)
+
+
 def test_total_batch_is_shared_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('WORLD_SIZE', '3')
     assert any('cannot be shared by 3 processes' in line for line in problems(options(train__total_batch_size=8)))

@@ -38,7 +38,7 @@ def test_wrong_arguments(cli, arguments, said):
     assert said in outcome.err
 
 
-def test_the_names_are_those_of_hat_s_published_option_files():
+def test_the_folders_are_named_as_in_hat_s_published_option_files():
     assert layout.training_hr('DF2K', 'disk') == 'datasets/DF2K/DF2K_HR_sub'
     assert layout.training_lr('DF2K', 4, 'disk') == 'datasets/DF2K/DF2K_bicx4_sub'
     assert layout.training_hr('DF2K') == 'datasets/DF2K/DF2K_HR_sub.lmdb'

@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from hat_plugin.data.images import read_image
 from hat_plugin.data.lmdb_io import LmdbReader, LmdbWriter
+from hat_plugin.errors import DataError
 from hat_plugin.prepare import examine
 
 
@@ -52,6 +54,13 @@ def test_the_lmdb_holds_the_published_files(prepare, train, tmp_path):
         assert reader.read(key) == (train / f'{key}.JPEG').read_bytes()
         assert reader.image(key).shape == reader.shape(key)
     assert paths_from_lmdb(str(path)) == reader.keys()
+
+
+def test_a_file_filled_up_with_zeros_is_named(prepare, train, tmp_path):
+    path = train / 'n01440760' / 'n01440760_2.JPEG'
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    assert 'n01440760_2.JPEG: is cut short' in prepare('imagenet', train, '--allow-partial', '--workers', 1).out
 
 
 @pytest.mark.parametrize('pack', [False, True])
@@ -106,3 +115,45 @@ def test_names_with_spaces_cannot_be_listed(prepare, train, tmp_path):
     assert np.array_equal(
         ['a b' in line for line in (tmp_path / 'datasets/imagenet/train_map.txt').read_text().splitlines()], [False] * 3
     )
+
+
+@pytest.mark.parametrize('pack', [(), ('--lmdb',)])
+def test_repaired_pictures_and_damaged_lmdbs_are_noticed(prepare, train, tmp_path, pack):
+    arguments = ('imagenet', train, '--allow-partial', '--workers', 1, *pack)
+    prepare(*arguments)
+    folder = tmp_path / 'datasets' / 'imagenet'
+    listed = (folder / 'train_map.txt').read_text()
+    again = prepare(*arguments)
+    assert 'was there' in again.out and 'bad, left out' in again.out
+    if pack:
+        os.truncate(folder / 'train.lmdb' / 'data.mdb', 5000)
+        assert 'or damaged' in prepare(*arguments, code=2).err
+        prepare(*arguments, '--overwrite')
+        assert len(LmdbReader(folder / 'train.lmdb')) == 4
+    assert 'made' in prepare(*arguments, '--overwrite').out
+    sound = (train / 'n01440760' / 'n01440760_2.JPEG').read_bytes()
+    (train / 'n01440760' / 'n01440760_9.JPEG').write_bytes(sound)
+    (folder / '.train_map.txt.0123abcd.tmp').write_text('left by a kill')
+    assert 'bad' not in prepare(*arguments, '--overwrite').out
+    assert len((folder / 'train_map.txt').read_text()) > len(listed)
+    assert not list(folder.glob('.*.tmp'))
+
+
+@pytest.mark.parametrize('pack', [(), ('--lmdb',)])
+def test_an_old_verdict_is_not_believed(prepare, train, tmp_path, monkeypatch, pack):
+    arguments = ('imagenet', train, '--allow-partial', '--workers', 1, *pack)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    def troubled(content, *, name, **options):
+        if name.endswith('_2.JPEG'):
+            raise DataError(f'{name}: the network drive was away')
+        return read_image(content, name=name, **options)
+
+    monkeypatch.setattr('hat_plugin.prepare.imagenet.publish', killed)
+    monkeypatch.setattr('hat_plugin.prepare.examine.read_image', troubled)
+    prepare(*arguments, code=130)
+    monkeypatch.undo()
+    prepare(*arguments, '--overwrite')
+    assert len((tmp_path / 'datasets' / 'imagenet' / 'train_map.txt').read_text().splitlines()) == 4

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from prepare.trees import SMALL, save
 
+from hat_plugin.data import lmdb_writer
 from hat_plugin.data.lmdb_io import LmdbReader
+from hat_plugin.data.lmdb_writer import EncodedImage, LmdbWriter, encode_image
 from hat_plugin.engine.workers import worker_pool
 from hat_plugin.errors import DataError
+from hat_plugin.prepare import build, folder_writer
 from hat_plugin.prepare import manifest as manifests
+from hat_plugin.prepare.folder_writer import FolderWriter
 
 
 def contents(folder):
@@ -61,7 +67,7 @@ def finish(cli, many, target, *more):
 
 
 @pytest.mark.parametrize('more', [('--workers', '2'), ('--workers', '1', '--no-lmdb')])
-def test_kill_9_and_again_is_as_if_nothing_had_happened(tmp_path, many, cli, more):
+def test_kill_9_and_again_is_as_if_nothing_had_happened(tmp_path, many, photos, cli, more):
     target = tmp_path / 'killed' / 'many'
     journal = target / ('.many_HR_sub.part' if '--no-lmdb' in more else '.many_HR_sub.lmdb.part') / 'journal.txt'
     process = subprocess.Popen(
@@ -74,9 +80,76 @@ def test_kill_9_and_again_is_as_if_nothing_had_happened(tmp_path, many, cli, mor
         time.sleep(0.001)
     assert process.returncode == -9
     assert not list(target.glob('many_*'))
+    save(many / '0000.png', photos.small('rocket', 96, 96))  # done already, as two and three are
+    save(many / '0001.png', photos.small('rocket', 60, 60))  # fewer sub-images than before
+    (many / '0002.png').unlink()
+    save(many / '0003a.png', photos.small('rocket', 96, 96))
     storage = more[2:]
-    assert finish(cli, many, tmp_path / 'killed', *storage) == finish(cli, many, tmp_path / 'undisturbed', *storage)
+    again = finish(cli, many, tmp_path / 'killed', *storage)
+    assert again == finish(cli, many, tmp_path / 'undisturbed', *storage)
     assert not list(target.glob('.*.part'))
+
+
+def begin(kind, path, sources):
+    if kind == 'lmdb':
+        return LmdbWriter(path / 'x.lmdb', job='x', sources=sources)
+    return FolderWriter(path / 'x', job='x', sources=sources)
+
+
+@pytest.mark.parametrize('kind', ['lmdb', 'disk'])
+@pytest.mark.parametrize('killed', ['', 'before the journal', 'after the journal'])
+def test_only_pictures_that_changed_are_done_again(tmp_path, photos, monkeypatch, kind, killed):
+    def images(key, name, count):
+        value = encode_image(photos.small(name), 'png')
+        return [EncodedImage(f'{key}_s{number:03d}', value, (48, 64, 3)) for number in range(1, count + 1)]
+
+    writer = begin(kind, tmp_path, None)
+    for key in ('kept', 'changed', 'gone'):
+        writer.put_all(images(key, 'coffee', 3), key)
+    writer.commit() if kind == 'lmdb' else None
+    writer.close()
+    sources = {'kept', 'changed anew'}
+    if killed:
+        module = lmdb_writer if kind == 'lmdb' else folder_writer
+        write = module.write_text_atomic
+
+        def kill(path, text):
+            if path.name == 'journal.txt':
+                if killed == 'after the journal':
+                    write(path, text)
+                raise KeyboardInterrupt
+            write(path, text)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module, 'write_text_atomic', kill)
+            begin(kind, tmp_path, sources)
+        gc.collect()  # lets go of the LMDB, as the end of a process does
+    writer = begin(kind, tmp_path, sources)
+    assert writer.done == {'kept_s001', 'kept_s002', 'kept_s003'}
+    writer.put_all(images('changed', 'rocket', 2), 'changed anew')
+    assert writer.seal()
+    writer.publish()
+    if kind == 'lmdb':
+        reader = LmdbReader(tmp_path / 'x.lmdb')
+        assert len(reader) == 5
+        assert np.array_equal(reader.image('changed_s001'), photos.small('rocket'))
+    else:
+        assert len(list((tmp_path / 'x').iterdir())) == 5
+
+
+@pytest.mark.parametrize('storage', [(), ('--no-lmdb',)])
+def test_bad_pictures_are_replaced_and_the_others_not_done_again(many, cli, tmp_path, monkeypatch, storage):
+    sound = (many / '0007.png').read_bytes()
+    (many / '0007.png').write_bytes(sound[: len(sound) // 2])
+    arguments = ('folder', many, '--name', 'many', '--scale', 4, *SMALL, '-o', tmp_path / 'out', *storage)
+    assert 'the others are done and kept' in cli('prepare', *arguments).err
+    (many / '0007.png').write_bytes(sound)
+    done = []
+    cut = build.cut_picture
+    monkeypatch.setattr(build, 'cut_picture', lambda task: (done.append(task[0].stem), cut(task))[1])
+    again = finish(cli, many, tmp_path / 'out', *storage)
+    assert done == ['0007']
+    assert again == finish(cli, many, tmp_path / 'undisturbed', *storage)
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='a file size limit is POSIX')

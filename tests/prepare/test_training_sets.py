@@ -273,6 +273,12 @@ def test_names_of_sets(prepare, div2k, name):
     assert 'cannot name a data set' in message
 
 
+def test_a_picture_in_place_of_a_folder_is_named(prepare, div2k):
+    picture = div2k / 'DIV2K_train_HR' / '0001.png'
+    assert '0001.png: is a file, not a folder' in prepare('folder', picture, code=2).err
+    assert '0001.png: is a file, not a folder' in prepare('benchmark', picture, code=2).err
+
+
 def test_what_does_not_go_together(prepare, div2k, tmp_path, pictures):
     source = div2k / 'DIV2K_train_HR'
     message = prepare('folder', source, '--name', 'x', '--scale', 5, *SMALL, code=2).err
@@ -290,7 +296,7 @@ def test_what_does_not_go_together(prepare, div2k, tmp_path, pictures):
 def test_no_room_is_said_before_the_work(prepare, div2k, tmp_path, monkeypatch):
     monkeypatch.setattr('shutil.disk_usage', lambda folder: type('Usage', (), {'free': 1000})())
     arguments = ('div2k', div2k, '--allow-partial', '--scale', 4, *SMALL)
-    assert 'GB are free' in prepare(*arguments, code=2).err
+    assert '0.1 MB are needed, 0.0 MB are free' in prepare(*arguments, code=2).err
     prepare(*arguments, '--no-room-check')
 
 
@@ -314,3 +320,36 @@ def test_compress_level_is_heeded(prepare, div2k, tmp_path):
     assert (
         LmdbReader(path).read('0001_s001') == cv2.imencode('.png', image, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
     )
+
+
+def test_the_smallest_side_counts_after_the_crop(prepare, tmp_path, photos):
+    save(tmp_path / 'in' / 'a.png', photos.small('coffee', 96, 59)[..., ::-1])
+    save(tmp_path / 'in' / 'b.png', photos.small('coffee', 96, 60)[..., ::-1])
+    arguments = ('--sub-size', 0, '--min-size', 49, '--scale', 2, '--workers', 1)
+    outcome = prepare('folder', tmp_path / 'in', '--name', 'x', *arguments)
+    assert 'a.png: 59x96, cropped 48x96, is too small' in outcome.out
+    assert LmdbReader(tmp_path / 'datasets' / 'x' / 'x_HR.lmdb').keys() == ['b']
+    assert 'a.png: 59x96' in prepare('folder', tmp_path / 'in', '--name', 'x', *arguments).out
+
+
+def test_a_picture_of_as_many_bytes_in_the_place_of_another_is_noticed(prepare, tmp_path, photos):
+    path = tmp_path / 'in' / 'a.bmp'
+    save(path, photos.small('coffee', 96, 96)[..., ::-1])
+    arguments = ('folder', tmp_path / 'in', '--name', 'x', '--scale', 2, *SMALL)
+    prepare(*arguments)
+    image = photos.small('rocket', 96, 96)[..., ::-1]
+    save(path, image)
+    assert '--overwrite' in prepare(*arguments, code=2).err
+    prepare(*arguments, '--overwrite')
+    assert np.array_equal(LmdbReader(tmp_path / 'datasets/x/x_HR_sub.lmdb').image('a_s001'), image[:48, :48])
+
+
+def test_overwriting_makes_even_what_seems_to_be_there(prepare, div2k, tmp_path):
+    arguments = ('div2k', div2k, '--allow-partial', '--scale', 4, *SMALL)
+    prepare(*arguments)
+    leftover = tmp_path / 'datasets' / 'DIV2K' / '.manifest.json.0123abcd.tmp'
+    leftover.write_text('{')
+    outcome = prepare(*arguments, '--overwrite')
+    assert 'DIV2K_HR_sub.lmdb: made' in outcome.out
+    assert 'was there' not in outcome.out
+    assert not leftover.exists()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hat_plugin.restore import pipeline
+from hat_plugin.restore import command, pipeline
 from hat_plugin.restore.images import read_picture, write_image
 
 
@@ -108,8 +108,27 @@ def test_wrong_inputs_say_so(folder: Path, weights: Path, tmp_path: Path, cli) -
     assert outcome.code == 2 and 'would overwrite an input' in outcome.err
     outcome = cli('restore', folder / 'a.png', '-o', tmp_path / 'x', '-w', tmp_path / 'none.pth')
     assert outcome.code == 2 and 'none.pth: no such file' in outcome.err
+    outcome = cli('restore', folder / 'a.png', '-o', tmp_path / 'x', '-w', folder)
+    assert outcome.code == 2 and f'{folder}: is a folder; name a file in it' in outcome.err
     outcome = cli('restore', tmp_path / 'none', '-o', tmp_path / 'x', '-w', weights)
     assert outcome.code == 2 and 'there is no such picture or folder' in outcome.err
+
+
+def test_outputs_are_looked_at_before_the_weights_are_loaded(folder: Path, tmp_path: Path, cli, monkeypatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError('the weights were loaded')
+
+    monkeypatch.setattr(command, 'load_network', never)
+    write_image(tmp_path / 'there.png', np.zeros((4, 4, 3), np.uint8))
+    outcome = cli('restore', folder / 'a.png', '-o', tmp_path / 'there.png', '-w', 'x.pth')
+    assert outcome.code == 2 and 'exists; give --overwrite' in outcome.err
+    (tmp_path / 'file').touch()
+    outcome = cli('restore', folder, '-o', tmp_path / 'file' / 'out', '-w', 'x.pth')
+    assert outcome.code == 2 and f'{tmp_path / "file"} is a file, not a folder; give another -o' in outcome.err
+    monkeypatch.setattr('os.access', lambda path, mode: path != tmp_path)
+    outcome = cli('restore', folder, '-o', tmp_path / 'out', '-w', 'x.pth')
+    assert outcome.code == 2 and f'{tmp_path} may not be written to' in outcome.err
+    assert not (tmp_path / 'out').exists()
 
 
 def test_a_full_disk_stops_the_run(folder: Path, weights: Path, tmp_path: Path, cli, monkeypatch) -> None:
@@ -149,4 +168,9 @@ def test_a_black_picture_of_a_broken_network_is_never_written(folder: Path, weig
     torch.save(content, tmp_path / 'nan.pth')
     outcome = cli('restore', folder / 'a.png', '-o', tmp_path / 'out', '-w', tmp_path / 'nan.pth')
     assert outcome.code == 1 and 'NaN' in outcome.err
+    assert 'its weights are damaged' in outcome.err and '--precision' not in outcome.err
+    outcome = cli(
+        'restore', folder / 'a.png', '-o', tmp_path / 'out', '-w', tmp_path / 'nan.pth', '--precision', 'bf16'
+    )
+    assert 'give --precision fp32' in outcome.err
     assert not (tmp_path / 'out' / 'a.png').exists()

@@ -158,6 +158,28 @@ def test_unknown_and_incomplete_weights_are_named(tmp_path: Path) -> None:
         load_network(tmp_path / 'more.pth')
 
 
+@pytest.mark.parametrize(
+    ('architecture', 'missing'),
+    [
+        ('HAT', 'layers.1.'),
+        ('HAT', 'layers.0.residual_group.blocks.1.'),
+        ('SwinIR', 'layers.1.'),
+        ('SwinIR', 'layers.2.residual_group.blocks.1.'),
+    ],
+)
+def test_a_gap_among_groups_or_blocks_is_no_smaller_network(tmp_path: Path, architecture: str, missing: str) -> None:
+    base = HAT_BASE if architecture == 'HAT' else SWINIR_BASE
+    state = build(architecture, {**base, 'depths': (3, 3, 3), 'num_heads': (2, 2, 2)}).state_dict()
+    torch.save({key: value for key, value in state.items() if not key.startswith(missing)}, tmp_path / 'gap.pth')
+    with pytest.raises(CheckpointError, match=rf"gap.pth: looks like {architecture}, but '{missing}\*' is missing"):
+        load_network(tmp_path / 'gap.pth', device='cpu')
+
+
+def test_the_depths_are_told(tmp_path: Path) -> None:
+    torch.save(build('HAT', HAT_BASE).state_dict(), tmp_path / 'net.pth')
+    assert 'HAT x4, depths [2, 1], ' in load_network(tmp_path / 'net.pth', device='cpu').describe()
+
+
 def test_weights_that_could_run_code_are_refused(tmp_path: Path) -> None:
     class Attack:
         def __reduce__(self) -> tuple[Any, ...]:

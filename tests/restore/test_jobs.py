@@ -66,6 +66,19 @@ def test_results_below_the_input_folder_are_no_inputs(tmp_path: Path) -> None:
     assert outputs(source, source / 'out') == ['a.png', 'outer/b.png']
 
 
+@pytest.mark.parametrize('name', ['a.gif', 'a.PPM', 'a.avif'])
+def test_a_picture_s_name_does_not_become_a_folder(tmp_path: Path, name: str) -> None:
+    source = touch(tmp_path / 'in', 'a.png')
+    for origin in (source, source / 'a.png'):
+        with pytest.raises(DataError, match=rf'{name}: pictures are written as .png, .*, not as'):
+            plan_jobs(origin, tmp_path / name)
+    with pytest.raises(DataError, match="a.png: is a file's name, but the input"):
+        plan_jobs(source, tmp_path / 'a.png')
+    (tmp_path / name).mkdir()
+    assert outputs(source, tmp_path / name) == ['a.png']
+    assert plan_jobs(source / 'a.png', tmp_path / 'v1.5')[0].target == tmp_path / 'v1.5' / 'a.png'
+
+
 def test_what_is_not_there_or_not_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r'nothing\.png: there is no such picture'):
         plan_jobs(tmp_path / 'nothing.png', tmp_path / 'out')

@@ -38,8 +38,16 @@ def _missing_data(section: Mapping[str, Any], place: Place) -> Problems:
             if (is_folder or is_file) and isinstance(name, str) and not exists(Path(name).expanduser()):
                 what = 'file' if is_file else 'folder'
                 other = 'correct the path' if place[-1] == 'train' else 'correct the path, or leave this set out'
-                problems.append(
-                    f'{at((*place, key))}: {shown(name)[1:-1]}: no such {what}; prepare it (`basicsr prepare --help`, '
-                    f'datasets/README.md), or {other}'
-                )
+                beside = _beside_data(section, name) if is_file else None
+                remedy = f'prepare it (`basicsr prepare --help`, datasets/README.md), or {other}'
+                if beside is not None:
+                    remedy = f'there is {beside}; write that'
+                problems.append(f'{at((*place, key))}: {shown(name)[1:-1]}: no such {what}; {remedy}')
     return problems
+
+
+def _beside_data(section: Mapping[str, Any], name: str) -> Path | None:
+    """A file of the same name that lies beside the ground truth, where `basicsr prepare` writes its lists."""
+    root = section.get('dataroot_gt')
+    beside = Path(root).with_name(Path(name).name) if isinstance(root, str) and Path(root).name else None
+    return beside if beside is not None and beside.expanduser().is_file() else None
