@@ -177,6 +177,7 @@ def prepare_options(
     if debug and not prepared['name'].startswith('debug'):
         prepared['name'] = f'debug_{prepared["name"]}'
     prepared['num_gpu'] = _number_of_gpus(prepared.get('num_gpu'))
+    _drop_empty(prepared)
     _prepare_whole_numbers(prepared)
     _prepare_datasets(prepared)
     _prepare_val(prepared)
@@ -186,6 +187,20 @@ def prepare_options(
         if prepared.get('val'):
             prepared['val']['val_freq'] = DEBUG_FREQUENCY
     return prepared
+
+
+def _drop_empty(opt: Options) -> None:
+    """``key: ~`` means what leaving the key out means. BasicSR's models look some up even so: these stay."""
+    for section in ('train', 'val', 'tile', 'logger'):
+        if isinstance(opt.get(section), dict):
+            opt[section] = {key: value for key, value in opt[section].items() if value is not None or key == 'suffix'}
+    for place, keys in (
+        (opt, RealDegradationOptions.model_fields.keys() - RootOptions.model_fields.keys()),
+        (opt.get('path') or {}, ('strict_load_g', 'strict_load_d', 'param_key_g', 'param_key_d')),
+    ):
+        for key in keys:
+            if key in place and place[key] is None:
+                del place[key]
 
 
 def _prepare_whole_numbers(opt: Options) -> None:
@@ -198,18 +213,24 @@ def _prepare_whole_numbers(opt: Options) -> None:
     }
     whole = [(takes_whole(RealDegradationOptions), opt)]
     whole += [(takes_whole(schema), opt.get(key) or {}) for key, schema in schemas.items()]
+    whole += [({'gt_size', *takes_whole(LoaderOptions)}, section) for section in opt['datasets'].values()]
+    whole += [({'milestones', 'periods', 'total_steps', 'T_max'}, (opt.get('train') or {}).get('scheduler') or {})]
     for keys, section in whole:
         for key in keys & section.keys():
-            if isinstance(section[key], float) and section[key].is_integer():
-                section[key] = int(section[key])
+            section[key] = _whole(section[key])
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _number_of_gpus(value: Any) -> int:
-    if isinstance(value, int | float):
-        return int(value)
     import torch
 
-    return torch.cuda.device_count()
+    there = torch.cuda.device_count()  # published files say how many their authors had
+    return min(int(value), there) if isinstance(value, int | float) else there
 
 
 def _prepare_datasets(opt: Options) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
 from hat_plugin.engine.schema.classes import (
-    LISTED_LOSS,
-    LOSS,
     NETWORK,
     class_problems,
     metric_problems,
@@ -18,6 +17,7 @@ from hat_plugin.engine.schema.classes import (
 )
 from hat_plugin.engine.schema.data import dataset_problems
 from hat_plugin.engine.schema.fit import fit_problems
+from hat_plugin.engine.schema.losses import LISTED_LOSS, LOSS, loss_problems
 from hat_plugin.engine.schema.models import ModelFacts, model_facts
 from hat_plugin.engine.schema.report import nearest, section_of, section_problems, unregistered_line
 from hat_plugin.engine.schema.sections import LoggerOptions, PathOptions
@@ -112,16 +112,26 @@ def _loss_problems(train: Mapping[str, Any], facts: ModelFacts) -> Problems:
     problems: Problems = []
     for slot in LOSS_SLOTS:
         if isinstance(train.get(slot), Mapping):
-            problems += class_problems(LOSS, train[slot], ('train', slot))
+            problems += loss_problems(LOSS, train[slot], ('train', slot), paired=slot == 'pixel_opt')
     losses = train.get('losses')
     for index, section in enumerate(losses if isinstance(losses, list) else []):
-        problems += class_problems(LISTED_LOSS, section, ('train', 'losses', index))
+        problems += loss_problems(LISTED_LOSS, section, ('train', 'losses', index), paired=True)
+    if train.get('total_batch_size') and 'sum' in _reductions(train):
+        problems.append(
+            'train: total_batch_size: with reduction: sum a loss depends on how it is split; write reduction: mean'
+        )
     if not facts.foreign and not losses and not any(train.get(slot) for slot in LOSS_SLOTS):
         problems.append('train: pixel_opt: missing, and there is no other loss; add one, type: L1Loss say')
     if facts.adversarial:
         wanted = {'gan_opt': 'the GAN loss', 'optim_d': "the discriminator's optimiser"}
         problems += [f'train: {key}: missing ({what}); add it' for key, what in wanted.items() if not train.get(key)]
     return problems
+
+
+def _reductions(train: Mapping[str, Any]) -> set[Any]:
+    listed = train.get('losses')
+    sections = [*(train.get(slot) for slot in LOSS_SLOTS), *(listed if isinstance(listed, list) else [])]
+    return {section.get('reduction') for section in sections if isinstance(section, Mapping)}
 
 
 def _val_problems(opt: Mapping[str, Any], facts: ModelFacts, is_train: bool) -> Problems:
@@ -138,7 +148,10 @@ def _val_problems(opt: Mapping[str, Any], facts: ModelFacts, is_train: bool) -> 
 
 def _logger_problems(opt: Mapping[str, Any]) -> Problems:
     logger = section_of(opt, 'logger')
-    return section_problems(LoggerOptions, logger, ('logger',)) if logger else []
+    problems = section_problems(LoggerOptions, logger, ('logger',)) if logger else []
+    if section_of(logger, 'wandb').get('project') and importlib.util.find_spec('wandb') is None:
+        problems.append('logger: wandb: the package is not installed; `pip install wandb`, or set wandb: ~')
+    return problems
 
 
 def _datasets_problems(opt: Mapping[str, Any], is_train: bool) -> Problems:
@@ -161,8 +174,12 @@ def _datasets_problems(opt: Mapping[str, Any], is_train: bool) -> Problems:
             section = {name: value for name, value in section.items() if name not in given}
         training = is_train and phase == 'train'
         problems += dataset_problems(section, ('datasets', key), training=training)
-    if is_train and not any(str(key).split('_')[0] == 'train' for key in datasets):
-        problems.append('datasets: train: missing (what to train on); add it')
+    sets = [key for key in datasets if str(key).split('_')[0] == 'train']
+    if is_train and 'train' not in datasets:
+        remedy = f'rename {sets[0]}' if sets else 'add it'
+        problems.append(f'datasets: train: missing (what to train on); {remedy}')
+    elif is_train and len(sets) > 1:
+        problems.append(f'datasets: {sets[1]}: a second training set; put the pictures into one')
     if not is_train and not datasets:
         problems.append('datasets: test_1: missing (what to test on); add it')
     return problems

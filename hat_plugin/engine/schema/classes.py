@@ -159,6 +159,9 @@ def metric_problems(metrics: Any, place: Place) -> list[str]:
         if isinstance(section, Mapping) and section.get('better', 'higher') not in ['higher', 'lower']:
             better = shown(section['better'])
             problems.append(f"{at((*where, 'better'))}: {better}: 'higher' or 'lower' is wanted")
+        border = section.get('crop_border', 0) if isinstance(section, Mapping) else 0
+        if isinstance(border, bool) or not isinstance(border, int) or border < 0:
+            problems.append(f'{at((*where, "crop_border"))}: {shown(border)}: a number of pixels is wanted, 0 or more')
     return problems
 
 
@@ -177,7 +180,7 @@ def optimizer_problems(section: Any, place: Place) -> list[str]:
         problems = [line for line in problems if not line.startswith(f'{at((*place, key))}:')]
         hint = '; remove the quotes' if isinstance(value, str) else ''
         problems.append(f'{at((*place, key))}: {shown(value)}: a number of at least 0 is wanted{hint}')
-    return problems or _trial(lambda: target([_parameter()], **arguments), place)
+    return problems or trial(lambda: _try_step(target, arguments), place)
 
 
 def scheduler_problems(section: Any, place: Place) -> list[str]:
@@ -188,9 +191,13 @@ def scheduler_problems(section: Any, place: Place) -> list[str]:
     arguments = SCHEDULE.arguments(section)
     problems = argument_problems(target, arguments, place, given=SCHEDULE.given)
     milestones = section.get('milestones', [])
-    if not isinstance(milestones, list) or not all(isinstance(step, int) and step >= 0 for step in milestones):
+    if not isinstance(milestones, list) or not all(_is_iteration(step) for step in milestones):
         problems.append(f'{at((*place, "milestones"))}: {shown(milestones)}: a list of iterations is wanted')
-    return problems or _trial(lambda: target(_optimizer(), **deepcopy(arguments)), place)
+    return problems or trial(lambda: target(_optimizer(), **deepcopy(arguments)), place)
+
+
+def _is_iteration(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and value >= 0 and value == int(value)
 
 
 def _find_optimizer(name: Any) -> Callable[..., Any] | None:
@@ -234,8 +241,6 @@ def _schedule_names() -> Iterable[str]:
 
 
 NETWORK = of_registry('ARCH_REGISTRY', 'network')
-LOSS = of_registry('LOSS_REGISTRY', 'loss')
-LISTED_LOSS = of_registry('LOSS_REGISTRY', 'loss', also=('name',))
 METRIC = of_registry('METRIC_REGISTRY', 'metric', given=('img', 'img2'), also=('better',))
 OPTIMISER = Kind(
     'optimiser', 'an optimiser, Adam say', _find_optimizer, _optimizer_names, given=('params',), open=False
@@ -245,15 +250,23 @@ SCHEDULE = Kind(
 )
 
 
-def _trial(build: Callable[[], Any], place: Place) -> list[str]:
+def trial(build: Callable[[], Any], place: Place) -> list[str]:
     """Whether an optimiser or a schedule takes its values, by making one for a single number."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             build()
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
         return [f'{at(place)}: refused: {" ".join(str(error).split()) or type(error).__name__}']
     return []
+
+
+def _try_step(target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """One step, as training makes it: without a closure, gradients dense and without a graph."""
+    parameter = _parameter()
+    optimizer = target([parameter], **deepcopy(dict(arguments)))
+    parameter.square().sum().backward()
+    optimizer.step()
 
 
 def _parameter() -> Any:

@@ -19,6 +19,7 @@ def fit_problems(opt: Mapping[str, Any], *, is_train: bool) -> Problems:
         *_scale_problems(opt, is_train),
         *_channel_problems(opt),
         *_batch_problems(opt),
+        *(_schedule_problems(opt) if is_train else ()),
         *_name_problems(opt),
     ]
 
@@ -70,6 +71,21 @@ def _batch_problems(opt: Mapping[str, Any]) -> Problems:
         return []
     remedy = f'write a multiple of {world_size}'
     return [f'train: total_batch_size: {total} cannot be shared by {world_size} processes; {remedy}']
+
+
+def _schedule_problems(opt: Mapping[str, Any]) -> Problems:
+    """A schedule that ends before the training does would stop it in the middle."""
+    train = section_of(opt, 'train')
+    schedule, total = section_of(train, 'scheduler'), _whole(train.get('total_iter'))
+    lengths = {'total_steps': _whole(schedule.get('total_steps'))}
+    periods, weights = schedule.get('periods'), schedule.get('restart_weights', [1])
+    if isinstance(periods, list) and isinstance(weights, list) and len(periods) == len(weights):  # else refused anyway
+        lengths['periods'] = sum(_whole(period) for period in periods)
+    return [
+        f'train: scheduler: {key}: ends after {length} of {total} iterations (total_iter); make it as long'
+        for key, length in lengths.items()
+        if 0 < length < total
+    ]
 
 
 def _name_problems(opt: Mapping[str, Any]) -> Problems:

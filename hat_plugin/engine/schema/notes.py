@@ -32,8 +32,13 @@ def inert_options(opt: Mapping[str, Any], *, is_train: bool) -> list[str]:
     found = [*_data_notes(opt, is_train), *_path_notes(opt), *_model_notes(opt, is_train)]
     if not is_train:
         found += [f'{key}: has no effect here: it is for training' for key in ('train', 'logger') if opt.get(key)]
-        if (opt.get('val') or {}).get('val_freq') is not None:
-            found.append('val: val_freq: has no effect here: it is for training')
+        val, path = opt.get('val') or {}, opt.get('path') or {}
+        for place, section, keys in (('val', val, ('val_freq', 'at_start')), ('path', path, ('resume_state',))):
+            found += [f'{place}: {key}: has no effect here: it is for training' for key in keys if section.get(key)]
+    elif ((opt.get('logger') or {}).get('wandb') or {}).get('project') and not opt['logger'].get('use_tb_logger'):
+        found.append('logger: wandb: has no effect here: it mirrors TensorBoard; set use_tb_logger: true')
+    if is_train and (opt.get('val') or {}).get('suffix'):
+        found.append('val: suffix: has no effect here: it is for tests')
     return found
 
 
@@ -61,6 +66,8 @@ def _path_notes(opt: Mapping[str, Any]) -> list[str]:
     for label in ('g', 'd'):
         if path.get(f'pretrain_network_{label}') is None and path.get(f'param_key_{label}') is not None:
             found.append(f'path: param_key_{label}: has no effect here: pretrain_network_{label} names no weights')
+    if path.get('pretrain_network_d') and not opt.get('network_d'):
+        found.append('path: pretrain_network_d: has no effect here: there is no network_d')
     return found
 
 

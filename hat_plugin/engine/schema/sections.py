@@ -53,7 +53,7 @@ class RootOptions(Section):
     model_type: Text = Field(description='a registered model, HATModel say')
     scale: Count | None = None
     num_gpu: Devices = None
-    manual_seed: CountOrZero | None = None
+    manual_seed: Annotated[CountOrZero, Field(lt=2**32)] | None = None
     find_unused_parameters: Flag | None = None
     datasets: Mapping = Field(description='what to train, validate or test on')
     network_g: Mapping = Field(description='the network: its type and its arguments')

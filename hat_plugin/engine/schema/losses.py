@@ -1,0 +1,48 @@
+"""Losses: their arguments, their names in the log, and a trial on a small pair of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hat_plugin.engine.schema.classes import Kind, class_problems, of_registry, trial
+from hat_plugin.engine.schema.report import Place, at, shown
+
+LOSS = of_registry('LOSS_REGISTRY', 'loss')
+LISTED_LOSS = of_registry('LOSS_REGISTRY', 'loss', also=('name',))
+# What the log calls losses of BasicSR's slots, and the losses that only a slot can call.
+RESERVED = {'pix', 'percep', 'style', 'gan'}
+SLOTTED = {'PerceptualLoss': 'perceptual_opt', 'GANLoss': 'gan_opt', 'MultiScaleGANLoss': 'gan_opt'}
+
+
+def loss_problems(kind: Kind, section: Any, place: Place, *, paired: bool) -> list[str]:
+    """Check a loss's section; one of BasicSR's or of ours that compares two pictures is tried on a small pair."""
+    problems = class_problems(kind, section, place)
+    if problems or not isinstance(section, Mapping):
+        return problems
+    problems = _loss_name_problems(section, place) if 'name' in kind.also else []
+    target = kind.find(section['type'])
+    if target is None or not paired or target.__module__.split('.')[0] not in ('basicsr', 'hat_plugin'):
+        return problems
+    if section['type'] in SLOTTED:
+        wanted = f'it is no loss of two pictures; write it under train: {SLOTTED[section["type"]]}'
+        return [*problems, f'{at((*place, "type"))}: {shown(section["type"])}: {wanted}']
+    return problems + trial(lambda: _try_loss(target(**kind.arguments(section))), place)
+
+
+def _loss_name_problems(section: Mapping[str, Any], place: Place) -> list[str]:
+    """Names in the log must be told from those of the slots, and be names."""
+    name = section.get('name', section['type'])
+    free = isinstance(name, str) and name.isidentifier() and name not in RESERVED
+    if free and not name.startswith(('g_', 'd_')) and not hasattr(dict, name):
+        return []
+    taken = f'{", ".join(sorted(RESERVED))} and what begins with g_ or d_ are taken'
+    return [f'{at((*place, "name"))}: {shown(name)}: a name of letters, digits and _ is wanted; {taken}']
+
+
+def _try_loss(loss: Callable[..., Any]) -> None:
+    import torch
+
+    found = loss(*torch.rand(2, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_())
+    if not torch.is_tensor(found) or found.numel() != 1:
+        raise ValueError('it gives no single number; write reduction: mean')
