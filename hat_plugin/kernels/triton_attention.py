@@ -154,6 +154,4 @@ def _twice(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd('hat_plugin::triton_attention', _differentiate, setup_context=_save)
-torch.library.register_autograd(
-    'hat_plugin::triton_attention_backward', _differentiate_twice, setup_context=_save_again
-)
+torch.library.register_autograd('hat_plugin::triton_attention_backward', _twice, setup_context=_save_again)

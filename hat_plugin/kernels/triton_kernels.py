@@ -176,9 +176,8 @@ def query_kernel(
         weights = tl.exp(logits - row_lse[:, None])
         of_logits = weights * (_product(grad_block, tl.trans(v_block), PRECISION, UPCAST) - row_delta[:, None])
         result += _product(of_logits.to(k_block.dtype), k_block, PRECISION, UPCAST)
-    tl.store(
-        _where(grad_q, out_place, head, WIDTH, PADDED), (result * scale).to(grad_q.dtype.element_ty), mask=present
-    )  # fmt: skip
+    grad_place = _where(grad_q, out_place, head, WIDTH, PADDED)
+    tl.store(grad_place, (result * scale).to(grad_q.dtype.element_ty), mask=present)
 
 
 @triton.jit
