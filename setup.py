@@ -63,7 +63,8 @@ setup(
         # PNGs read in two fifths of the time (hat_plugin/data/png_rows.py). Wheels for CPython 3.10 to 3.13 on Linux,
         # macOS and Windows; their licences are PSF-2.0 and MIT. Others go without and read by OpenCV.
         'fast': ['isal>=1.6', 'pyspng>=0.1.4'],
-        'tests': ['matplotlib>=3.8', 'pytest>=8', 'spandrel>=0.4'],
+        # triton runs its kernels on the CPU, interpreted: they are tested without a GPU.
+        'tests': ['matplotlib>=3.8', 'pytest>=8', 'spandrel>=0.4', "triton; sys_platform == 'linux'"],
         'tools': ['mypy>=1.11', 'pre-commit>=3', 'ruff>=0.6'],
     },
     classifiers=[

@@ -16,6 +16,9 @@ os.environ.setdefault('MKL_NUM_THREADS', '1')
 
 import torch
 
+if not torch.cuda.is_available():  # read when triton is first imported, which importing hat_plugin may do
+    os.environ.setdefault('TRITON_INTERPRET', '1')
+
 import hat_plugin  # noqa: F401 - `import basicsr` works in every test
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from hat_plugin.kernels.window_attention import image_window_attention
 from hat_plugin.layers.attention import (
-    WindowAttention,
     attention,
     gather_bias,
+    image_backend,
     merge_heads,
     split_heads,
     takes_image,
@@ -24,6 +24,7 @@ from hat_plugin.layers.config import BlockConfig, WindowTables
 from hat_plugin.layers.linear import Linear, linear
 from hat_plugin.layers.local import CAB
 from hat_plugin.layers.residual import DropPath, add_in_strips, like_convolution, residual_convolution
+from hat_plugin.layers.self_attention import WindowAttention
 from hat_plugin.layers.strips import (
     blocks_of,
     chunk_windows,
@@ -93,7 +94,7 @@ class HAB(nn.Module):
 
     def forward(self, x: Tensor, tables: WindowTables) -> Tensor:
         """(B, H, W, C) to the same shape; H and W are multiples of the window."""
-        if use_strips(x, self):
+        if use_strips(x, self) and self.attn.image_backend(x) is None:
             return self._in_strips(x, tables)
         x = x + self._attend_and_convolve(self.norm1(x), tables)
         return x + self.drop_path(self.mlp(self.norm2(x)))
@@ -147,7 +148,7 @@ class OCAB(nn.Module):
 
     def forward(self, x: Tensor, tables: WindowTables) -> Tensor:
         """(B, H, W, C) to the same shape; H and W are multiples of the window."""
-        if use_strips(x, self):
+        if use_strips(x, self) and image_backend(x, self.relative_position_bias_table) is None:
             return self._in_strips(x, tables)
         x = x + self.proj(self._attend(self.norm1(x), tables.overlap_index))
         return x + self.mlp(self.norm2(x))
@@ -202,7 +203,13 @@ class OCAB(nn.Module):
     def _attend(self, x: Tensor, index: Tensor) -> Tensor:
         """Attention before the projection: (B, H, W, C) to the same shape."""
         _, height, width, channels = x.shape
-        bias = gather_bias(self.relative_position_bias_table, index)
+        table = self.relative_position_bias_table
+        attend = image_backend(x, table)
+        if attend is not None:
+            q, k, v = self.qkv(like_weights(x, self.qkv)).chunk(3, dim=-1)
+            sizes = {'window_size': self.window_size, 'overlap_size': self.overlap_size}
+            return attend(q, k, v, table, scale=self.scale, num_heads=self.num_heads, **sizes)
+        bias = gather_bias(table, index)
         qkv = self.qkv(like_weights(x, self.qkv))
         if takes_image(qkv, 0.0):
             return image_window_attention(

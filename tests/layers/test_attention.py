@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from hat_plugin.layers import attention as module
-from hat_plugin.layers.attention import WindowAttention, attention, attention_backend, gather_bias
+from hat_plugin.layers.attention import attention, attention_backend, gather_bias
+from hat_plugin.layers.fused import fused_attention
+from hat_plugin.layers.self_attention import WindowAttention
 from hat_plugin.layers.windows import relative_position_index, shift_masks
 
 
@@ -21,17 +23,78 @@ def operands(bias_grad: bool, dtype: torch.dtype = torch.float64) -> list[torch.
 
 @pytest.mark.parametrize('bias_grad', [True, False])
 @pytest.mark.parametrize('masked', [True, False])
-def test_fused_equals_plain(bias_grad: bool, masked: bool) -> None:
+@pytest.mark.parametrize('fused', ['sdpa', 'flex', 'triton'])
+def test_fused_equals_plain(fused: str, bias_grad: bool, masked: bool) -> None:
+    if fused == 'triton':
+        pytest.importorskip('triton')
     mask = torch.where(torch.arange(400).reshape(16, 25) % 3 == 0, -100.0, 0.0).double() if masked else None
     results = []
-    for backend in ('sdpa', 'reference'):
+    for backend in (fused, 'reference'):
         tensors = operands(bias_grad)
         with attention_backend(backend):
             y = attention(*tensors, scale=0.3, mask=mask)
         y.square().sum().backward()
         results.append([y.detach(), *(t.grad for t in tensors if t.requires_grad)])
-    for fused, plain in zip(*results, strict=True):
-        torch.testing.assert_close(fused, plain, rtol=1e-10, atol=1e-10)
+    for one, plain in zip(*results, strict=True):
+        torch.testing.assert_close(one, plain, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('masked', [True, False])
+@pytest.mark.filterwarnings('ignore:flex_attention called without torch.compile')
+def test_flex_equals_plain(masked: bool) -> None:
+    """Its own computation, which on the CPU has no gradients."""
+    q, k, v, bias = (t.detach() for t in operands(False, torch.float32))
+    mask = shift_masks(4, 2)[2] if masked else None
+    k, v, bias = k[:, :, :16], v[:, :, :16], bias[:, :, :16]
+    with attention_backend('reference'):
+        expected = attention(q, k, v, bias, scale=0.3, mask=mask)
+    with attention_backend('flex'), torch.no_grad():
+        torch.testing.assert_close(attention(q, k, v, bias, scale=0.3, mask=mask), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('backend', ['sdpa', 'flex'])
+def test_fused_equals_plain_on_a_gpu(backend: str) -> None:
+    results = []
+    for name in (backend, 'reference'):
+        tensors = [t.detach().cuda().requires_grad_() for t in operands(True, torch.float32)]
+        with attention_backend(name):
+            y = attention(*tensors, scale=0.3)
+        y.square().sum().backward()
+        results.append([y.detach(), *(t.grad for t in tensors)])
+    for one, plain in zip(*results, strict=True):
+        torch.testing.assert_close(one, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('width', 'multiple', 'seen'), [(6, 8, 8), (6, 1, 6), (6, 6, 6), (6, 4, 8)])
+def test_padded_heads_change_nothing(monkeypatch: pytest.MonkeyPatch, width: int, multiple: int, seen: int) -> None:
+    """The fused kernels of CUDA refuse HAT's width of 30: they are given more, and the result is cut."""
+    q, k, v, bias = operands(True)
+    expected = fused_attention(q, k, v, bias, 0.3)
+    widths = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        'scaled_dot_product_attention',
+        lambda q, *rest, **named: widths.append(q.shape[-1]) or fused(q, *rest, **named),
+    )
+    found = fused_attention(q, k, v, bias, 0.3, multiple=multiple)
+    assert widths == [seen]
+    torch.testing.assert_close(found, expected)
+    of_found, of_expected = (torch.autograd.grad(y.square().sum(), (q, k, v, bias)) for y in (found, expected))
+    for one, other in zip(of_found, of_expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_backend_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    module._announce.cache_clear()
+    q, k, v, bias = (t.detach() for t in operands(False, torch.float32))
+    with caplog.at_level('INFO', module.__name__), attention_backend('sdpa'):
+        for _ in range(3):
+            attention(q, k, v, bias, scale=0.3)
+    assert [record.getMessage() for record in caplog.records] == [
+        'attention on cpu runs through sdpa (HAT_ATTENTION=sdpa)'
+    ]
 
 
 def test_plain_path_is_the_formula() -> None:
