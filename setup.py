@@ -60,7 +60,9 @@ setup(
         'tqdm>=4.65',
     ],
     extras_require={
-        'tests': ['matplotlib>=3.8', 'pytest>=8', 'spandrel>=0.4'],
+        # triton: its interpreter runs our kernels without a GPU. Tried: 3.2, 3.3 and 3.6 with NumPy 2.2 (with NumPy 2.4
+        # their interpreters fail), 3.7 and 3.9 with NumPy 2.4. PyTorch for CUDA brings its own.
+        'tests': ['matplotlib>=3.8', 'pytest>=8', 'spandrel>=0.4', "triton>=3.2; platform_system == 'Linux'"],
         'tools': ['mypy>=1.11', 'pre-commit>=3', 'ruff>=0.6'],
     },
     classifiers=[
