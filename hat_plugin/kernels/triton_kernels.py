@@ -1,12 +1,12 @@
 """Device code of `triton_attention`, which is where the arguments are explained. Importing it imports triton.
 
-A program works on one head. Where a window lies in the image, which tokens the shift brought round and which row of
-the table a pair of tokens uses is arithmetic on token numbers: nothing is cut into windows, rolled, padded or gathered
-beforehand. Products take the operands' type and sum in fp32; softmax and its gradient are fp32.
+A program works on one head. Where a window lies in the image, which tokens the shift brought round and which row of the
+table a pair uses is arithmetic on token numbers: nothing is cut, rolled, padded or gathered beforehand. Products take
+the operands' type and sum in fp32; softmax and its gradient are fp32.
 
-Sizes known when a kernel is compiled: WINDOW and SIDE are sides of windows of queries and of keys, SHIFT moves both,
-CROSS tells the index of overlapping cross-attention from that of self-attention, WIDTH is that of a head and PADDED the
-power of two that holds it.
+Known when a kernel is compiled: WINDOW and SIDE are sides of windows of queries and of keys, SHIFT moves both, CROSS is
+the index of cross-attention, not that of self-attention, WIDTH is that of a head and PADDED the power of two that holds
+it. ALIGNMENT is in bytes, that of a pixel's channels of a head in q, k and v.
 
 Source: the order of work within a window is that of "FlashAttention-2" (2023), algorithms 1 and 2.
 """
@@ -19,9 +19,8 @@ import triton.language as tl
 
 @triton.jit
 def _corner(window, height, width, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
-    """Where a window is: its image in the batch, its first row and column."""
-    columns = width // WINDOW
-    rows = height // WINDOW
+    """Where a window is: its image in the batch, its first row and column, a shift included."""
+    columns, rows = width // WINDOW, height // WINDOW
     row = window // columns
     return (row // rows).to(tl.int64), row % rows * WINDOW + SHIFT, window % columns * WINDOW + SHIFT
 
@@ -54,6 +53,13 @@ def _present(inside, WIDTH: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
+def _load(image, offsets, present, head, ALIGNMENT: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """(tokens, PADDED) of q, k or v; the compiler cannot see ALIGNMENT, and loads several channels at once by it."""
+    where = _where(image, offsets, head, WIDTH, PADDED)
+    return tl.load(tl.multiple_of(where, (1, ALIGNMENT)), mask=present, other=0.0)
+
+
+@triton.jit
 def _product(a, b, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
     """a b, summed in fp32. UPCAST is for the interpreter, whose products take bf16 for integers."""
     if UPCAST:
@@ -77,8 +83,8 @@ def _bias(table, head, i, j, WINDOW: tl.constexpr, SIDE: tl.constexpr, CROSS: tl
     else:
         row = (query + (WINDOW - 1) * (DIFFERENCES + 1))[:, None] - key[None, :]
     exists = (j < SIDE * SIDE)[None, :]
-    mask = (i < WINDOW * WINDOW)[:, None] & exists
-    bias = tl.load(table + head * (DIFFERENCES * DIFFERENCES) + row, mask=mask, other=0.0)
+    place = table + head * (DIFFERENCES * DIFFERENCES) + row
+    bias = tl.load(place, mask=(i < WINDOW * WINDOW)[:, None] & exists, other=0.0)
     return tl.where(exists, bias, float('-inf'))
 
 
@@ -95,9 +101,9 @@ def _mask(i, j, top, left, height, width, MASKED: tl.constexpr, WINDOW: tl.const
 @triton.jit
 def forward_kernel(
     q, k, v, table, out, lse, scale, height, width,
-    stride_batch, stride_row, stride_column, out_batch, out_row, out_column,
-    HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, WINDOW: tl.constexpr, SIDE: tl.constexpr,
-    SHIFT: tl.constexpr, CROSS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    stride_batch, stride_row, stride_column, out_batch, out_row, ALIGNMENT: tl.constexpr, HEADS: tl.constexpr,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, WINDOW: tl.constexpr, SIDE: tl.constexpr, SHIFT: tl.constexpr,
+    CROSS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of one block of queries of one window and head; keys a block at a time."""
@@ -109,18 +115,18 @@ def forward_kernel(
     y, x, inside = _pixels(top, left, i, height, width, WINDOW, WINDOW, SHIFT)
     present = _present(inside, WIDTH, PADDED)
     place = batch * stride_batch + y * stride_row + x * stride_column
-    q_block = tl.load(_where(q, place, head, WIDTH, PADDED), mask=present, other=0.0)
-    out_place = _where(out, batch * out_batch + y * out_row + x * out_column, head, WIDTH, PADDED)
+    q_block = _load(q, place, present, head, ALIGNMENT, WIDTH, PADDED)
+    out_place = _where(out, batch * out_batch + y * out_row + x * (HEADS * WIDTH), head, WIDTH, PADDED)
     largest = tl.full((BLOCK_Q,), float('-inf'), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
     result = tl.zeros((BLOCK_Q, PADDED), tl.float32)
     for start in range(0, SIDE * SIDE, BLOCK_K):
         j = start + tl.arange(0, BLOCK_K)
-        y, x, there = _pixels(top, left, j, height, width, WINDOW, SIDE, SHIFT)
+        key_y, key_x, there = _pixels(top, left, j, height, width, WINDOW, SIDE, SHIFT)
         here = _present(there, WIDTH, PADDED)
-        place = batch * stride_batch + y * stride_row + x * stride_column
-        k_block = tl.load(_where(k, place, head, WIDTH, PADDED), mask=here, other=0.0)
-        v_block = tl.load(_where(v, place, head, WIDTH, PADDED), mask=here, other=0.0)
+        key_place = batch * stride_batch + key_y * stride_row + key_x * stride_column
+        k_block = _load(k, key_place, here, head, ALIGNMENT, WIDTH, PADDED)
+        v_block = _load(v, key_place, here, head, ALIGNMENT, WIDTH, PADDED)
         logits = _product(q_block, tl.trans(k_block), PRECISION, UPCAST) * scale
         logits += _bias(table, head, i, j, WINDOW, SIDE, CROSS)
         if SHIFT > 0:
@@ -139,9 +145,9 @@ def forward_kernel(
 @triton.jit
 def query_kernel(
     q, k, v, table, out, grad, lse, delta, grad_q, scale, height, width,
-    stride_batch, stride_row, stride_column, out_batch, out_row, out_column,
-    HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, WINDOW: tl.constexpr, SIDE: tl.constexpr,
-    SHIFT: tl.constexpr, CROSS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    stride_batch, stride_row, stride_column, out_batch, out_row, ALIGNMENT: tl.constexpr, HEADS: tl.constexpr,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, WINDOW: tl.constexpr, SIDE: tl.constexpr, SHIFT: tl.constexpr,
+    CROSS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one block of queries, and delta = sum of out * grad over channels, which `key_kernel` reads."""
@@ -153,8 +159,8 @@ def query_kernel(
     y, x, inside = _pixels(top, left, i, height, width, WINDOW, WINDOW, SHIFT)
     present = _present(inside, WIDTH, PADDED)
     place = batch * stride_batch + y * stride_row + x * stride_column
-    q_block = tl.load(_where(q, place, head, WIDTH, PADDED), mask=present, other=0.0)
-    out_place = batch * out_batch + y * out_row + x * out_column
+    q_block = _load(q, place, present, head, ALIGNMENT, WIDTH, PADDED)
+    out_place = batch * out_batch + y * out_row + x * (HEADS * WIDTH)
     grad_block = tl.load(_where(grad, out_place, head, WIDTH, PADDED), mask=present, other=0.0)
     out_block = tl.load(_where(out, out_place, head, WIDTH, PADDED), mask=present, other=0.0)
     of_query = (window.to(tl.int64) * HEADS + head) * (WINDOW * WINDOW) + i
@@ -164,11 +170,11 @@ def query_kernel(
     result = tl.zeros((BLOCK_Q, PADDED), tl.float32)
     for start in range(0, SIDE * SIDE, BLOCK_K):
         j = start + tl.arange(0, BLOCK_K)
-        y, x, there = _pixels(top, left, j, height, width, WINDOW, SIDE, SHIFT)
+        key_y, key_x, there = _pixels(top, left, j, height, width, WINDOW, SIDE, SHIFT)
         here = _present(there, WIDTH, PADDED)
-        place = batch * stride_batch + y * stride_row + x * stride_column
-        k_block = tl.load(_where(k, place, head, WIDTH, PADDED), mask=here, other=0.0)
-        v_block = tl.load(_where(v, place, head, WIDTH, PADDED), mask=here, other=0.0)
+        key_place = batch * stride_batch + key_y * stride_row + key_x * stride_column
+        k_block = _load(k, key_place, here, head, ALIGNMENT, WIDTH, PADDED)
+        v_block = _load(v, key_place, here, head, ALIGNMENT, WIDTH, PADDED)
         logits = _product(q_block, tl.trans(k_block), PRECISION, UPCAST) * scale
         logits += _bias(table, head, i, j, WINDOW, SIDE, CROSS)
         if SHIFT > 0:
@@ -183,9 +189,9 @@ def query_kernel(
 @triton.jit
 def key_kernel(
     q, k, v, table, grad, lse, delta, grad_k, grad_v, sums, scale, height, width, windows, share,
-    stride_batch, stride_row, stride_column, out_batch, out_row, out_column,
-    HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, WINDOW: tl.constexpr, SIDE: tl.constexpr,
-    SHIFT: tl.constexpr, CROSS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    stride_batch, stride_row, stride_column, out_batch, out_row, ALIGNMENT: tl.constexpr, HEADS: tl.constexpr,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, WINDOW: tl.constexpr, SIDE: tl.constexpr, SHIFT: tl.constexpr,
+    CROSS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of keys and values, and of all its pairs' bias, over a share of the windows.
@@ -194,8 +200,7 @@ def key_kernel(
     the sum of their logits' gradients, which leaves them once, at the end.
     """
     head = tl.program_id(2)
-    i = tl.arange(0, TOKENS)
-    j = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    i, j = tl.arange(0, TOKENS), tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     bias = _bias(table, head, i, j, WINDOW, SIDE, CROSS)
     pair_sums = tl.zeros((TOKENS, BLOCK_K), tl.float32)
     first = tl.program_id(0) * share
@@ -205,14 +210,14 @@ def key_kernel(
         y, x, inside = _pixels(top, left, i, height, width, WINDOW, WINDOW, SHIFT)
         present = _present(inside, WIDTH, PADDED)
         place = batch * stride_batch + y * stride_row + x * stride_column
-        q_block = tl.load(_where(q, place, head, WIDTH, PADDED), mask=present, other=0.0)
-        place = batch * out_batch + y * out_row + x * out_column
+        q_block = _load(q, place, present, head, ALIGNMENT, WIDTH, PADDED)
+        place = batch * out_batch + y * out_row + x * (HEADS * WIDTH)
         grad_block = tl.load(_where(grad, place, head, WIDTH, PADDED), mask=present, other=0.0)
         y, x, there = _pixels(top, left, j, height, width, WINDOW, SIDE, SHIFT)
         here = _present(there, WIDTH, PADDED)
         place = batch * stride_batch + y * stride_row + x * stride_column
-        k_block = tl.load(_where(k, place, head, WIDTH, PADDED), mask=here, other=0.0)
-        v_block = tl.load(_where(v, place, head, WIDTH, PADDED), mask=here, other=0.0)
+        k_block = _load(k, place, here, head, ALIGNMENT, WIDTH, PADDED)
+        v_block = _load(v, place, here, head, ALIGNMENT, WIDTH, PADDED)
         of_query = (window.to(tl.int64) * HEADS + head) * (WINDOW * WINDOW) + i
         row_lse = tl.load(lse + of_query, mask=inside, other=float('inf'))  # no weight for what pads the block
         row_delta = tl.load(delta + of_query, mask=inside, other=0.0)
@@ -227,7 +232,7 @@ def key_kernel(
         if SIDE > WINDOW:  # a key belongs to several windows: `overlap_kernel` adds them up
             place = (window.to(tl.int64) * (SIDE * SIDE) + j) * (HEADS * WIDTH)
         else:
-            place = batch * out_batch + y * out_row + x * out_column
+            place = batch * out_batch + y * out_row + x * (HEADS * WIDTH)
         tl.store(_where(grad_k, place, head, WIDTH, PADDED), of_k.to(grad_k.dtype.element_ty), mask=here)
         tl.store(_where(grad_v, place, head, WIDTH, PADDED), of_v.to(grad_v.dtype.element_ty), mask=here)
     pair = ((tl.program_id(0) * HEADS + head) * (WINDOW * WINDOW) + i)[:, None] * (SIDE * SIDE) + j[None, :]
@@ -242,8 +247,7 @@ def table_kernel(
 ):  # fmt: skip
     """Gradient of one block of the table's rows (rows, heads): sums over pairs (heads, N, M), in a fixed order.
 
-    A row stands for one difference of positions, so that each query has at most one key for it. Neighbouring rows are
-    neighbouring keys: what a program reads lies side by side.
+    A row is one difference of positions: each query has at most one key for it. Neighbouring rows read neighbouring keys.
     """
     DIFFERENCES: tl.constexpr = WINDOW + SIDE - 1
     head = tl.program_id(1)
@@ -253,16 +257,15 @@ def table_kernel(
         turned = (row + (SIDE - 2) * (DIFFERENCES + 1)) % (DIFFERENCES * DIFFERENCES)
     else:
         turned = DIFFERENCES * DIFFERENCES - 1 - row
-    down = turned // DIFFERENCES - (WINDOW - 1)
-    right = turned % DIFFERENCES - (WINDOW - 1)
+    down, right = turned // DIFFERENCES - (WINDOW - 1), turned % DIFFERENCES - (WINDOW - 1)
     result = tl.zeros((BLOCK_ROWS,), tl.float32)
     for start in range(0, WINDOW * WINDOW, BLOCK_Q):
         i = start + tl.arange(0, BLOCK_Q)
         y = (i // WINDOW)[:, None] + down[None, :]
         x = (i % WINDOW)[:, None] + right[None, :]
         pair = exists[None, :] & (i < WINDOW * WINDOW)[:, None] & (y >= 0) & (y < SIDE) & (x >= 0) & (x < SIDE)
-        place = (head * (WINDOW * WINDOW) + i)[:, None] * (SIDE * SIDE) + y * SIDE + x
-        result += tl.sum(tl.load(sums + place, mask=pair, other=0.0), 0)
+        place = sums + (head * (WINDOW * WINDOW) + i)[:, None] * (SIDE * SIDE) + y * SIDE + x
+        result += tl.sum(tl.load(place, mask=pair, other=0.0), 0)
     tl.store(grad_table + row * HEADS + head, result, mask=exists)
 
 
@@ -280,11 +283,9 @@ def overlap_kernel(
     x, y = pixel % width, pixel // width % height
     own = (pixel // width // WINDOW) * (width // WINDOW) + x // WINDOW  # the window that is the pixel's own
     inside = pixel < pixels
-    of_k = tl.zeros((BLOCK, PADDED), tl.float32)
-    of_v = tl.zeros((BLOCK, PADDED), tl.float32)
+    of_k, of_v = tl.zeros((BLOCK, PADDED), tl.float32), tl.zeros((BLOCK, PADDED), tl.float32)
     for neighbour in range((2 * REACH + 1) * (2 * REACH + 1)):
-        down = neighbour // (2 * REACH + 1) - REACH
-        right = neighbour % (2 * REACH + 1) - REACH
+        down, right = neighbour // (2 * REACH + 1) - REACH, neighbour % (2 * REACH + 1) - REACH
         top, left = (y // WINDOW + down) * WINDOW, (x // WINDOW + right) * WINDOW
         key_y, key_x = y - top + MARGIN, x - left + MARGIN
         seen = inside & (top >= 0) & (top < height) & (left >= 0) & (left < width)

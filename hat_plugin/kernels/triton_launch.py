@@ -1,7 +1,7 @@
 """From tensors to the grids, strides and sizes of the Triton kernels. All sizes are checked here: beyond is no net.
 
-Block sizes are such that, compiled for compute capability 8.0 and 9.0, window 16 and heads of 30 spill next to nothing
-and no kernel takes more shared memory than 8.6 has, 99 KB. None was measured: no GPU has run this yet.
+Block sizes are such that, compiled for compute capability 8.0 and 9.0, window 16 and heads of 30 spill 200 bytes of
+registers at most and no kernel takes more shared memory than 8.6 has, 99 KB. None was measured: no GPU has run this yet.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import math
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -127,7 +128,7 @@ def run_forward(q: Tensor, k: Tensor, v: Tensor, table: Tensor, sizes: Sizes) ->
         grid, blocks = _blocks(lse, sizes)
         operands = (*views, _by_head(table), out, lse, sizes.scale, *q.shape[1:3], *places)
         with torch.cuda.device_of(q):
-            _kernels().forward_kernel[grid](*operands, **_constants(q, sizes), **blocks)
+            _kernels().forward_kernel[grid](*operands, **_constants(views, sizes), **blocks)
     return out, lse
 
 
@@ -142,7 +143,7 @@ def run_backward(
     windows, heads, tokens = lse.shape
     grad, by_head, delta = grad.contiguous(), _by_head(table), torch.empty_like(lse)
     views, places = _placed(q, k, v, out)
-    numbers, constants = (sizes.scale, *q.shape[1:3]), _constants(q, sizes)
+    numbers, constants = (sizes.scale, *q.shape[1:3]), _constants(views, sizes)
     padded, keys = _power(tokens), sizes.side**2
     block = max(16, min(_TOKENS, _power(keys), _PAIR_BYTES // q.element_size() // padded))
     blocks = -(-keys // block)
@@ -194,11 +195,12 @@ def _blocks(lse: Tensor, sizes: Sizes) -> tuple[tuple[int, int], dict[str, int]]
 
 
 def _placed(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """q, k and v so that they share their strides, as views of one qkv tensor do; these and those of out."""
+    """q, k and v so that they share their strides, as views of one qkv tensor do; these and those of out, whose columns
+    are C apart."""
     views = (q, k, v)
     if not q.stride() == k.stride() == v.stride() or q.stride(3) != 1:
         views = (q.contiguous(), k.contiguous(), v.contiguous())
-    return views, (*views[0].stride()[:3], *out.stride()[:3])
+    return views, (*views[0].stride()[:3], *out.stride()[:2])
 
 
 def _by_head(table: Tensor) -> Tensor:
@@ -206,10 +208,13 @@ def _by_head(table: Tensor) -> Tensor:
     return table.detach().t().float().contiguous()
 
 
-def _constants(q: Tensor, sizes: Sizes) -> dict[str, Any]:
+def _constants(views: tuple[Tensor, ...], sizes: Sizes) -> dict[str, Any]:
     """What is known when a kernel is compiled. fp32 is computed as such unless torch was allowed TF32."""
+    q = views[0]
     width = q.shape[3] // sizes.num_heads
+    steps = (width, *q.stride()[:3])
     return {
+        'ALIGNMENT': math.gcd(16, *(x.data_ptr() for x in views), *(step * q.element_size() for step in steps)),
         'HEADS': sizes.num_heads,
         'WIDTH': width,
         'PADDED': _power(width),
