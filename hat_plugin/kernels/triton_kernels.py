@@ -247,7 +247,7 @@ def table_kernel(
 ):  # fmt: skip
     """Gradient of one block of the table's rows (rows, heads): sums over pairs (heads, N, M), in a fixed order.
 
-    A row is one difference of positions: each query has at most one key for it. Neighbouring rows read neighbouring keys.
+    A row is one difference of positions, for which each query has one key at most; neighbours read neighbouring keys.
     """
     DIFFERENCES: tl.constexpr = WINDOW + SIDE - 1
     head = tl.program_id(1)

@@ -1,7 +1,7 @@
 """From tensors to the grids, strides and sizes of the Triton kernels. All sizes are checked here: beyond is no net.
 
 Block sizes are such that, compiled for compute capability 8.0 and 9.0, window 16 and heads of 30 spill 200 bytes of
-registers at most and no kernel takes more shared memory than 8.6 has, 99 KB. None was measured: no GPU has run this yet.
+registers at most and no kernel takes more shared memory than 8.6 has, 99 KB. None was measured: no GPU ran this yet.
 """
 
 from __future__ import annotations
