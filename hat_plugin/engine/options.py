@@ -194,6 +194,8 @@ def _drop_empty(opt: Options) -> None:
     for section in ('train', 'val', 'tile', 'logger'):
         if isinstance(opt.get(section), dict):
             opt[section] = {key: value for key, value in opt[section].items() if value is not None or key == 'suffix'}
+    if isinstance(opt.get('logger'), dict):
+        opt['logger'].setdefault('use_tb_logger', False)  # BasicSR's message logger looks it up
     for place, keys in (
         (opt, RealDegradationOptions.model_fields.keys() - RootOptions.model_fields.keys()),
         (opt.get('path') or {}, ('strict_load_g', 'strict_load_d', 'param_key_g', 'param_key_d')),

@@ -63,6 +63,7 @@ def mse(**arguments: Any) -> list[dict[str, Any]]:
         ),
         ({'val__metrics': {'p': {'type': 'calculate_psnr', 'crop_border': -1}}}, 'crop_border: -1: a number of pixels'),
         ({'manual_seed': 2**32}, 'manual_seed'),
+        ({'train__scheduler__milestones': [float('inf')]}, 'milestones: .*list of iterations'),
         ({'datasets': {'train_1': training.OPTIONS['datasets']['train']}}, 'datasets: train: missing .*rename train_1'),
         (
             {'datasets': dict.fromkeys(('train', 'train_2'), training.OPTIONS['datasets']['train'])},
@@ -92,6 +93,8 @@ def test_an_empty_key_is_as_good_as_none(tmp_path: Path) -> None:
     prepared = prepare_options(changed, root_path=tmp_path, is_train=True)
     assert not {'ema_decay', 'warmup_iter', 'max_nonfinite'} & prepared['train'].keys()
     assert 'tile_pad' not in prepared['tile'] and 'strict_load_g' not in prepared['path']
+    changed = options(logger__use_tb_logger=None)
+    assert prepare_options(changed, root_path=tmp_path, is_train=True)['logger']['use_tb_logger'] is False
     assert {'resume_state', 'pretrain_network_g'} <= prepared['path'].keys() and 'suffix' in prepared['val']
 
 

@@ -197,7 +197,7 @@ def scheduler_problems(section: Any, place: Place) -> list[str]:
 
 
 def _is_iteration(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and value >= 0 and value == int(value)
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value < 1e12 and value == int(value)
 
 
 def _find_optimizer(name: Any) -> Callable[..., Any] | None:
@@ -265,6 +265,8 @@ def _try_step(target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """One step, as training makes it: without a closure, gradients dense and without a graph."""
     parameter = _parameter()
     optimizer = target([parameter], **deepcopy(dict(arguments)))
+    if target.__module__.split('.')[0] not in ('torch', 'timm'):  # apex's and bitsandbytes' step on CUDA alone
+        return
     parameter.square().sum().backward()
     optimizer.step()
 
