@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('-opt', '--opt', required=True, metavar='YAML', help='the option file')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='who starts the ranks')
     parser.add_argument('--debug', action='store_true', help='put debug_ before the name')
-    parser.add_argument('--precision', choices=('fp32', 'bf16'), help='bf16: faster where the processor multiplies it (val: precision)')
+    parser.add_argument(
+        '--precision', choices=('fp32', 'bf16'), help='bf16: faster where there are instructions for it'
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
     parser.add_argument(
         '--force_yml', nargs='+', default=[], metavar='KEY=VALUE', help='change options: path:pretrain_network_g=X.pth'
