@@ -15,7 +15,7 @@ import torch
 from benchmarks import data, growth, inference, machine, memory, plot, training
 from benchmarks.comparison import LEGEND
 from benchmarks.machine import Machine
-from benchmarks.networks import NETWORKS
+from benchmarks.networks import NETWORKS, PRECISIONS
 from benchmarks.report import ResultFile, Section
 from benchmarks.settings import Settings
 from benchmarks.summary import summarise
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add('--sizes', nargs='+', type=positive, metavar='SIDE', help='of the LR picture (default: 64 128 256)')
     add('--growth-sizes', nargs='+', type=positive, metavar='SIDE', help='default: 64 128 192 256 384 512')
     add('--batch', type=positive, help='of the training step that is timed (default: 1, on CUDA 4)')
+    add('--precisions', nargs='+', choices=list(PRECISIONS), help='default: all, fp32 on a CPU that has no bf16')
     add('--compile', action='store_true', help='time torch.compile as well (minutes of compiling on a CPU)')
     add('--threads', type=positive, help="default: torch's choice, commonly one for each core")
     add('--device', help='default: cuda where there is one, else cpu')
@@ -147,7 +148,9 @@ def settings_of(args: argparse.Namespace, device: torch.device, found: Machine) 
             few=True,
         )
     batch = args.batch or (4 if device.type == 'cuda' else 1)
+    precisions = settings.precisions if found.multiplies_bf16 or args.quick else ('fp32',)
     changes: dict[str, Any] = {
+        'precisions': tuple(args.precisions or precisions),
         'networks': tuple(args.networks or settings.networks),
         'sizes': tuple(args.sizes or settings.sizes),
         'growth_sizes': tuple(args.growth_sizes or settings.growth_sizes),
@@ -171,6 +174,8 @@ def heading(found: Machine, settings: Settings, *, quick: bool) -> str:
         )
     if settings.clock == 'cpu' and found.threads > 1:
         blocks.append('CPU time of several threads counts waiting for each other as work: --threads 1 is fairer.')
+    if set(settings.precisions) != set(PRECISIONS):
+        blocks.append(f'In {", ".join(settings.precisions)} alone.')
     blocks.append(
         "published: spandrel's HAT, with the same random weights. SwinIR: BasicSR's, a network of its own. bf16 "
         'autocast: fp32 weights; bf16: weights converted once; mixed: but for the residual stream, which keeps fp32.'

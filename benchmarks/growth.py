@@ -18,7 +18,7 @@ SECONDS = 5.0  # a size is repeated for so long; the fastest counts
 def run(settings: Settings) -> Iterator[Section]:
     """One table, and where `settings.plot` is given a picture of it."""
     network = settings.networks[0]
-    findings: dict[Contender, dict[int, Finding]] = {who: {} for who in settings.of(CONTENDERS)}
+    findings: dict[Contender, dict[int, Finding]] = {who: {} for who in settings.weighed(CONTENDERS)}
     for who in findings:
         for side in sorted(settings.growth_sizes):
             finding = _measure(network, who, side, findings[who], settings)

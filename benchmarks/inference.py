@@ -26,7 +26,7 @@ CONTENDERS = (
 
 def run(settings: Settings) -> Iterator[Section]:
     """A table for each network and size."""
-    contenders = with_compiled(CONTENDERS, settings.compiled)
+    contenders = with_compiled(settings.timed(CONTENDERS), settings.compiled)
     for network in settings.networks:
         runners = {who: forward_of(build(network, who), who, settings.device) for who in contenders}
         for side in settings.sizes:

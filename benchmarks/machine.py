@@ -49,6 +49,11 @@ class Machine:
         return self.load is not None and self.load > self.threads
 
     @property
+    def multiplies_bf16(self) -> bool:
+        """Whether bf16 products are done by instructions made for them; without, they take minutes, not seconds."""
+        return bool(self.accelerator) or bool({'avx512_bf16', 'amx_bf16', 'bf16'} & set(self.flags))
+
+    @property
     def slug(self) -> str:
         """A name for files, of letters, digits and dashes."""
         name = self.accelerator.split(',')[0] or f'{self.processor}-{self.cores}-cores-{self.threads}-threads'

@@ -20,10 +20,10 @@ def run(settings: Settings) -> Iterator[Section]:
     """A table for each network and size, and one for each network's training step."""
     for network in settings.networks:
         for side in settings.sizes:
-            tasks = [Task(network, who, side) for who in settings.of(INFERENCE)]
+            tasks = [Task(network, who, side) for who in settings.weighed(INFERENCE)]
             yield _section(f'Memory: {network} x4, LR {side}x{side}', tasks, settings)
         side, batch = settings.training_side, settings.batches[1]
-        tasks = [Task(network, who, side, batch, trains=True) for who in settings.of(TRAINING)]
+        tasks = [Task(network, who, side, batch, trains=True) for who in settings.weighed(TRAINING)]
         yield _section(f'Memory of a training step: {network} x4, batch {batch}, LR {side}x{side}', tasks, settings)
 
 

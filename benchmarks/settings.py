@@ -6,13 +6,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
+from benchmarks.networks import PRECISIONS, Contender
 from benchmarks.timing import Plan
-
-T = TypeVar('T')
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,7 @@ class Settings:
         growth_sizes: the same, for cost as size grows, of the first network.
         training_side: side of an LR training patch.
         batches: training batches: of the step that is timed, and of the one whose memory is measured.
+        precisions: of `networks.PRECISIONS`: contenders in others are left out.
         plan: rounds and seconds.
         images: folder of pictures for the data part; None for scikit-image's photographs.
         ground_truths: how many pictures, and their side; a training patch is half of it or 256, if that is less.
@@ -45,6 +44,7 @@ class Settings:
     growth_sizes: tuple[int, ...] = (64, 128, 192, 256, 384, 512)
     training_side: int = 64
     batches: tuple[int, int] = (1, 2)
+    precisions: tuple[str, ...] = tuple(PRECISIONS)
     plan: Plan = field(default_factory=Plan)
     images: Path | None = None
     ground_truths: tuple[int, int] = (48, 480)
@@ -53,9 +53,14 @@ class Settings:
     few: bool = False
     plot: Path | None = None
 
-    def of(self, contenders: Sequence[T]) -> Sequence[T]:
+    def timed(self, contenders: Sequence[Contender]) -> list[Contender]:
+        """Those whose time is measured."""
+        return [who for who in contenders if who.precision in self.precisions]
+
+    def weighed(self, contenders: Sequence[Contender]) -> list[Contender]:
         """Those whose memory is measured."""
-        return (contenders[0], contenders[-1]) if self.few else contenders
+        kept = self.timed(contenders)
+        return [kept[0], kept[-1]] if self.few else kept
 
 
 def say(message: str) -> None:

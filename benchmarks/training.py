@@ -75,7 +75,7 @@ def run(settings: Settings) -> Iterator[Section]:
         say(f'training: {network}, batch {batch}, {side}x{side}')
         entries = []
         expected: Tensor | None = None
-        for who in with_compiled(CONTENDERS, settings.compiled):
+        for who in with_compiled(settings.timed(CONTENDERS), settings.compiled):
             step = Step(network, who, settings.device, side, batch)
             difference = None
             if who.code != SWINIR:  # at the weights that they all start from
