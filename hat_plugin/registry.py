@@ -20,6 +20,7 @@ from hat_plugin.errors import HatPluginError
 TABLES: dict[str, dict[str, str]] = {
     'ARCH_REGISTRY': {
         'HAT': 'hat_plugin.archs.hat_arch:HAT',
+        'HATUNet': 'hat_plugin.archs.hat_unet_arch:HATUNet',
     },
     'MODEL_REGISTRY': {
         'RestorationModel': 'hat_plugin.models.restoration_model:RestorationModel',

@@ -142,7 +142,8 @@ class HAT(nn.Module):
         self._grid = token_grid(img_size, patch_size)
         self.register_parameter('absolute_pos_embed', position_embedding(self._grid, embed_dim) if ape else None)
         self.pos_drop = nn.Dropout(drop_rate)
-        paths, checkpointed = drop_paths(drop_path_rate, depths), checkpointed_blocks(use_checkpoint, depths)
+        paths = drop_paths(drop_path_rate, depths)
+        checkpointed = checkpointed_blocks(use_checkpoint, [depth + 1 for depth in depths])  # an OCAB closes each group
         self.layers = nn.ModuleList(
             RHAG(config, path, count, resi_connection)
             for config, path, count in zip(groups, paths, checkpointed, strict=True)

@@ -87,7 +87,7 @@ class WindowTables(NamedTuple):
     masks: Tensor
 
 
-def check_counts(depths: Sequence[int], num_heads: Sequence[int], in_chans: int, img_range: float) -> None:
+def check_counts(depths: Sequence[int], num_heads: Sequence[int], in_chans: int, img_range: float = 1.0) -> None:
     """Raise a ValueError where counts are impossible whatever the rest is."""
     if len(depths) != len(num_heads) or not depths or min(depths) < 1:
         raise ValueError(
@@ -100,14 +100,14 @@ def check_counts(depths: Sequence[int], num_heads: Sequence[int], in_chans: int,
         raise ValueError(f'img_range {img_range} would leave nothing of the image: give 1.0, as published, or 255.0')
 
 
-def checkpointed_blocks(use_checkpoint: bool | int, depths: Sequence[int]) -> list[int]:
-    """How many first blocks of each group recompute; a group has depth + 1 blocks."""
-    left = sum(depths) + len(depths) if use_checkpoint is True else int(use_checkpoint)
+def checkpointed_blocks(use_checkpoint: bool | int, blocks: Sequence[int]) -> list[int]:
+    """How many first blocks of each group recompute, from how many it has."""
+    left = sum(blocks) if use_checkpoint is True else int(use_checkpoint)
     if left < 0:
         raise ValueError(f'use_checkpoint {use_checkpoint}: give True, False or the number of blocks, 0 or more')
     counts = []
-    for depth in depths:
-        counts.append(min(left, depth + 1))
+    for block_count in blocks:
+        counts.append(min(left, block_count))
         left -= counts[-1]
     return counts
 

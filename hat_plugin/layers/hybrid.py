@@ -21,6 +21,7 @@ from hat_plugin.layers.attention import (
     takes_image,
 )
 from hat_plugin.layers.config import BlockConfig, WindowTables
+from hat_plugin.layers.feed_forward import Mlp
 from hat_plugin.layers.linear import Linear, linear
 from hat_plugin.layers.local import CAB
 from hat_plugin.layers.residual import DropPath, add_in_strips, like_convolution, residual_convolution
@@ -41,27 +42,6 @@ from hat_plugin.layers.windows import (
     window_reverse,
     windows_of_padded,
 )
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between, token by token.
-
-    Args:
-        dim: number of channels.
-        hidden: number of channels in between.
-        drop: probability with which a value is left out in training, after each layer.
-    """
-
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
-        super().__init__()
-        self.fc1 = Linear(dim, hidden)
-        self.act = nn.GELU()
-        self.fc2 = Linear(hidden, dim)
-        self.drop = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) to the same shape."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(like_weights(x, self.fc1))))))
 
 
 class HAB(nn.Module):

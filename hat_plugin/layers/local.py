@@ -1,7 +1,7 @@
-"""What sees a neighbourhood by convolution: channel attention and the channel attention block (CAB).
+"""What sees a neighbourhood by convolution: channel attention, HAT's block with it (CAB), local enhancement.
 
-Source: "Image Super-Resolution Using Very Deep Residual Channel Attention Networks" (ECCV 2018), section 3.3; the block
-is that of the HAT paper (CVPR 2023), section 3.2.
+Source: "Image Super-Resolution Using Very Deep Residual Channel Attention Networks" (ECCV 2018), section 3.3; CAB is
+that of the HAT paper (CVPR 2023), section 3.2.
 """
 
 from __future__ import annotations
@@ -93,6 +93,56 @@ class CAB(nn.Module):
         weigh = self.cab[3]
         assert isinstance(weigh, ChannelAttention)
         return whole, weigh.attention(whole.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+NORMS = ('none', 'instance', 'batch')
+
+
+class LocalEnhancement(nn.Module):
+    """Local enhancement module: x + f(x), where f sees 5x5 pixels.
+
+    A 3x3 convolution narrows, a depthwise 3x3 convolution between two GELUs widens the view, a 1x1 convolution goes
+    back to all channels; channel attention may weigh them.
+
+    Args:
+        dim: number of channels.
+        compress_ratio: dim // compress_ratio channels are left in between.
+        norm: 'none', 'instance' or 'batch', after each 3x3 convolution. Without normalisation, and with that of
+            batches once trained, a picture restored in tiles is what it is as a whole.
+        squeeze_factor: as in `ChannelAttention`; 0 for none.
+
+    Raises:
+        ValueError: no channel is left in between, or an unknown norm.
+    """
+
+    def __init__(self, dim: int, compress_ratio: int = 2, norm: str = 'none', squeeze_factor: int = 0) -> None:
+        super().__init__()
+        narrow = _reduced(dim, compress_ratio, 'compress_ratio')
+        self.conv = nn.Conv2d(dim, narrow, 3, padding=1, bias=norm == 'none')
+        self.norm1 = _normalisation(norm, narrow)
+        self.depthwise = nn.Conv2d(narrow, narrow, 3, padding=1, groups=narrow, bias=norm == 'none')
+        self.norm2 = _normalisation(norm, narrow)
+        self.proj = nn.Conv2d(narrow, dim, 1)
+        self.weigh = ChannelAttention(dim, squeeze_factor) if squeeze_factor else nn.Identity()
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape; inside, the permuted view is channels_last, so nothing is copied."""
+        y = like_weights(x, self.conv).permute(0, 3, 1, 2)
+        y = self.act(self.norm1(self.conv(y)))
+        y = self.act(self.norm2(self.depthwise(y)))
+        return x + self.weigh(self.proj(y)).permute(0, 2, 3, 1)
+
+
+def _normalisation(name: str, channels: int) -> nn.Module:
+    """A normalisation of (B, C, H, W) by its name."""
+    if name == 'none':
+        return nn.Identity()
+    if name == 'instance':
+        return nn.InstanceNorm2d(channels, affine=True)
+    if name == 'batch':
+        return nn.BatchNorm2d(channels)
+    raise ValueError(f"lem_norm '{name}' is unknown: give one of {', '.join(NORMS)}")
 
 
 def _reduced(channels: int, factor: int, name: str) -> int:

@@ -1,7 +1,7 @@
-"""From features at the input's size to an image at the output's: the published ways of going up.
+"""Changing the size of features: from the input's to the output image's, and between the levels of a U-Net.
 
-Source: the HAT paper (CVPR 2023), section 3.1, for 'pixelshuffle'; SwinIR (ICCVW 2021) for the others, which the
-published HAT accepts and ignores.
+Source: the HAT paper (CVPR 2023), section 3.1, for 'pixelshuffle'; SwinIR (ICCVW 2021) for the other ways up to the
+image, which the published HAT accepts and ignores.
 """
 
 from __future__ import annotations
@@ -138,3 +138,47 @@ def reconstruction(upsampler: str, scale: int, embed_dim: int, num_feat: int, nu
         f"upsampler '{upsampler}' is unknown: give 'pixelshuffle', 'pixelshuffledirect', 'nearest+conv' "
         "or '' (same size, upscale 1)"
     )
+
+
+DOWNSAMPLERS = ('conv', 'pixelunshuffle')
+UPSAMPLERS = ('transposed', 'interpolate', 'pixelshuffle')
+
+
+def downsampling(name: str, dim: int) -> nn.Module:
+    """One level down in a U-Net: (B, dim, H, W) to (B, 2 * dim, H / 2, W / 2); H and W are even.
+
+    Args:
+        name: 'conv', a 2x2 convolution of stride 2, or 'pixelunshuffle', a 3x3 convolution and a pixel-unshuffle.
+        dim: number of channels, even for 'pixelunshuffle'.
+
+    Raises:
+        ValueError: an unknown name, or an odd number of channels.
+    """
+    if name == 'conv':
+        return nn.Conv2d(dim, 2 * dim, 2, stride=2)
+    if name == 'pixelunshuffle' and dim % 2 == 0:
+        return nn.Sequential(nn.Conv2d(dim, dim // 2, 3, padding=1), nn.PixelUnshuffle(2))
+    raise ValueError(
+        f"downsampler '{name}' with embed_dim {dim}: give 'conv', or 'pixelunshuffle' where embed_dim is even"
+    )
+
+
+def upsampling(name: str, dim: int) -> nn.Module:
+    """One level up in a U-Net: (B, 2 * dim, H, W) to (B, dim, 2 * H, 2 * W).
+
+    Args:
+        name: 'transposed', a 2x2 transposed convolution of stride 2; 'interpolate', bilinear and a 3x3 convolution; or
+            'pixelshuffle', a 1x1 convolution and a pixel shuffle.
+        dim: number of channels that come out.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name == 'transposed':
+        return nn.ConvTranspose2d(2 * dim, dim, 2, stride=2)
+    if name == 'interpolate':
+        twice = nn.Upsample(scale_factor=2, mode='bilinear', align_corners=False)
+        return nn.Sequential(twice, nn.Conv2d(2 * dim, dim, 3, padding=1))
+    if name == 'pixelshuffle':
+        return nn.Sequential(nn.Conv2d(2 * dim, 4 * dim, 1), nn.PixelShuffle(2))
+    raise ValueError(f"level_upsampler '{name}' is unknown: give one of {', '.join(UPSAMPLERS)}")

@@ -68,6 +68,7 @@ def restore_batch(net: nn.Module, lq: Tensor, opt: dict[str, Any]) -> tuple[Tens
     """
     scale = int(opt.get('scale') or 1)
     window = int((opt.get('network_g') or {}).get('window_size') or getattr(net, 'window_size', 1) or 1)
+    window = int(getattr(net, 'size_multiple', window))  # a U-Net's: the window at its deepest level
     tile_opt = opt.get('tile')
     forward = AnySize(net, window, scale, precision_of(opt))
     if tile_opt is None:
