@@ -167,8 +167,8 @@ class HATUNet(nn.Module):
         self._head = tuple(head)
         self.apply(_init_weights)
         last = next(step for step in flat_steps(head.values()) if isinstance(step, nn.Conv2d))
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
     def reset_buffers(self) -> None:
         """Fill the buffers, which no weights file holds. Loading does it, so that `to_empty` after `meta` is safe."""
