@@ -38,13 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('for testing (whole pictures)')
     choice = group.add_mutually_exclusive_group()
     choice.add_argument('--hold-out', nargs='+', default=[], metavar='SCENE', help='keep these scenes for testing')
-    choice.add_argument('--hold-out-share', type=_share, default=0.0, metavar='SHARE', help='keep so many: 0.2')
+    choice.add_argument(
+        '--hold-out-share', type=_share, default=0.0, metavar='SHARE', help='keep this share of the scenes, as 0.2'
+    )
     choice.add_argument('--test', action='store_true', help='all of it is a test set')
     group.add_argument(
         '--scene',
         default='.+',
         metavar='REGEX',
-        help="what a pair's name says about its scene, of which no two sides get a part: '(.+)_[0-9]+' (all of it)",
+        help="where a pair's name has its scene, as '(.+)_[0-9]+'; a scene is on one side as a whole (the whole name)",
     )
     add_image_arguments(parser)
     add_sub_image_arguments(parser, size=512, step='half their side', min_size=128)

@@ -108,9 +108,9 @@ class Plan:
 
     def settings(self, output: Output) -> str:
         """What decides an output's content besides the pictures, as JSON: when it changes, all is to be done again."""
-        return json.dumps(
-            {'cut': asdict(self.cut), 'output': asdict(output), 'lr': self.origin(output)}, sort_keys=True
-        )
+        described = {key: value for key, value in asdict(output).items() if key != 'role'}
+        origin = self.origin(output) or None  # None tells the ground truth, and so the role
+        return json.dumps({'cut': asdict(self.cut), 'output': described, 'lr': origin}, sort_keys=True)
 
     def sources(self, output: Output) -> dict[str, str]:
         """Stem -> fingerprint of the files behind its images: when it changes, that picture is to be done again."""
