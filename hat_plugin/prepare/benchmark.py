@@ -53,7 +53,7 @@ def _prepare(name: str, folder: Path, args: argparse.Namespace) -> Report:
         published = any(scale in picture.lr for picture in pictures)
         outputs = (
             Output(layout.benchmark_gt_name(scale), 1, 'disk', args.compress_level),
-            Output(layout.benchmark_lr_name(scale), scale, 'disk', args.compress_level),
+            Output(layout.benchmark_lr_name(scale), scale, 'disk', args.compress_level, 'lq'),
         )
         cut = Cut(scale, drop_alpha=args.drop_alpha)
         plan = Plan(name, target, tuple(pictures), cut, outputs, {scale: lr_kernel(published)}, source)

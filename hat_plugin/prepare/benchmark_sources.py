@@ -110,5 +110,5 @@ def _plain(folder: Path) -> tuple[dict[str, Path], Path]:
                 return found, candidate
     below = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(_MADE_BY_US)]
     if len(below) == 1 and not below[0].name.startswith('.'):
-        return {picture.stem: picture.hr for picture in plain_pictures(below[0])[0]}, below[0]
+        return plain_pictures(below[0])[0], below[0]
     return {}, folder

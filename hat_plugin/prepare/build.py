@@ -25,7 +25,7 @@ from hat_plugin.prepare.manifest import (
     versions,
 )
 from hat_plugin.prepare.plan import Output, Plan, digest
-from hat_plugin.prepare.preflight import bytes_needed, check_sizes
+from hat_plugin.prepare.preflight import bytes_needed, check_sizes, check_sources_stay
 from hat_plugin.prepare.verify import Checked, check_output
 
 Writer = LmdbWriter | FolderWriter
@@ -86,6 +86,7 @@ def build(plan: Plan, options: RunOptions) -> Report:
             report.left_out += manifest.get('left_out', [])
             report.bad += manifest.get('bad', [])
             return report
+        check_sources_stay(plan, wanted)
         sizes = check_sizes(plan, wanted, skip_bad=options.skip_bad)
         if options.room_check:
             check_room(plan.folder, bytes_needed(plan, wanted, sizes))
@@ -209,7 +210,7 @@ def _entry(plan: Plan, output: Output, job: str, checked: Checked) -> dict[str, 
         'bytes': checked.bytes,
         'scale': output.scale,
         'storage': output.storage,
-        'kernel': plan.lr_origin.get(output.scale, ''),
+        'kernel': plan.origin(output),
         'mod_crop': plan.cut.modulus,
         'sub_image': {'size': plan.cut.size, 'step': plan.cut.step} if plan.cut.size else None,
         'smallest': [min(side[axis] for side in sides) for axis in (0, 1)],
@@ -225,7 +226,7 @@ def _entry(plan: Plan, output: Output, job: str, checked: Checked) -> dict[str, 
 def _lists(plan: Plan, wanted: tuple[Output, ...], checked: dict[str, Checked]) -> dict[str, str]:
     """The meta_info file beside the outputs, where the plan has one: `0001_s001.png (480,480,3)` a line."""
     for output in wanted:
-        if output.scale == 1 and plan.list_name:
+        if output.role == 'gt' and plan.list_name:
             shapes = checked[output.name].shapes.items()
             return {plan.list_name: ''.join(f'{key}.png ({h},{w},{c})\n' for key, (h, w, c) in shapes)}
     return {}

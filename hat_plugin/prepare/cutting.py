@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from hat_plugin.data.bicubic import imresize, mod_crop
-from hat_plugin.data.images import read_image
 from hat_plugin.data.lmdb_writer import EncodedImage, encode_image
 from hat_plugin.errors import DataError
+from hat_plugin.prepare.pixels import read_stored
 from hat_plugin.prepare.plan import Cut, Output, Picture
 
 
@@ -26,45 +24,37 @@ class CutResult:
 
 
 def cut_picture(task: tuple[Picture, Cut, tuple[Output, ...]]) -> CutResult:
-    """Read a picture, make its low-resolution versions, cut all into sub-images and encode these.
+    """Read a picture and its degraded versions (or make these), cut all into sub-images and encode these.
 
     A picture that cannot be used is told in the result and not raised, so that the others go on.
     """
     picture, cut, outputs = task
     try:
         truth = read_stored(picture.hr, drop_alpha=cut.drop_alpha)
-        height, width = (side - side % cut.modulus for side in truth.shape[:2])
+        shape = truth.shape[:2]
+        height, width = (side - side % cut.modulus for side in shape)
         if min(height, width) < max(cut.smallest, 1):
-            return CutResult({}, left_out=_too_small(picture, truth.shape, (height, width)))
+            return CutResult({}, left_out=_too_small(picture, shape, (height, width)))
         truth = mod_crop(truth, cut.modulus)
         images: dict[str, list[EncodedImage]] = {}
-        for scale in sorted({output.scale for output in outputs}):
-            whole = truth if scale == 1 else low_resolution(picture, truth, scale, drop_alpha=cut.drop_alpha)
-            for output in outputs:
-                if output.scale == scale:
-                    images[output.name] = list(_encoded(picture.stem, whole, cut, output))
+        for output in outputs:
+            whole = truth
+            if output.role == 'lq':
+                whole = degraded(picture, truth, shape, output.scale, drop_alpha=cut.drop_alpha)
+            images[output.name] = list(_encoded(picture.stem, whole, cut, output))
     except DataError as error:
         return CutResult({}, error=str(error))
     return CutResult(images)
 
 
-def read_stored(path: Path, *, drop_alpha: bool) -> np.ndarray:
-    """A picture as it is stored: (H, W, 1) or (H, W, 3), uint8 or uint16, BGR.
-
-    Raises:
-        DataError: it cannot be read, or has transparent pixels and `drop_alpha` is not set.
-    """
-    image = read_image(path, channels=None)
-    if image.shape[2] == 4:
-        image = read_image(path, channels=3, alpha='drop' if drop_alpha else 'error')
-    return np.ascontiguousarray(image[..., ::-1])
-
-
-def low_resolution(picture: Picture, truth: np.ndarray, scale: int, *, drop_alpha: bool) -> np.ndarray:
-    """The low-resolution picture: the published file, cropped as the ground truth was, or the bicubic.
+def degraded(
+    picture: Picture, truth: np.ndarray, shape: tuple[int, int], scale: int, *, drop_alpha: bool
+) -> np.ndarray:
+    """The degraded picture: the published one, cropped as the ground truth was, or the bicubic.
 
     Args:
-        truth: (H, W, C), sides multiples of the scale.
+        truth: (H, W, C), cropped: sides multiples of the scale.
+        shape: (height, width) before the crop.
 
     Returns:
         (H / scale, W / scale, C).
@@ -72,13 +62,23 @@ def low_resolution(picture: Picture, truth: np.ndarray, scale: int, *, drop_alph
     Raises:
         DataError: the published file does not fit the ground truth.
     """
-    height, width = truth.shape[0] // scale, truth.shape[1] // scale
     if scale not in picture.lr:
         return imresize(truth, 1 / scale)
     image = read_stored(picture.lr[scale], drop_alpha=drop_alpha)
-    if image.shape[0] < height or image.shape[1] < width or image.shape[2] != truth.shape[2]:
-        raise DataError(misfit(picture, scale, image.shape[1::-1], (truth.shape[1], truth.shape[0])))
-    return np.ascontiguousarray(image[:height, :width])
+    size, hr_size = image.shape[1::-1], shape[::-1]
+    if size not in fitting_sizes(hr_size, scale):
+        raise DataError(misfit(picture, scale, size, hr_size))
+    if image.shape[2] != truth.shape[2]:
+        raise DataError(
+            f'{picture.lr[scale]}: has {image.shape[2]} channels and {picture.hr} has {truth.shape[2]}; unpack both '
+            f'again, or store both gray or both in colour'
+        )
+    return np.ascontiguousarray(image[: truth.shape[0] // scale, : truth.shape[1] // scale])
+
+
+def fitting_sizes(hr_size: tuple[int, ...], scale: int) -> set[tuple[int, ...]]:
+    """(width, height) of degraded pictures that fit: of the mod-cropped ground truth, or rounded up as MATLAB does."""
+    return {tuple(side // scale for side in hr_size), tuple(-(-side // scale) for side in hr_size)}
 
 
 def _too_small(picture: Picture, shape: tuple[int, ...], cropped: tuple[int, int]) -> str:
@@ -87,7 +87,12 @@ def _too_small(picture: Picture, shape: tuple[int, ...], cropped: tuple[int, int
 
 
 def misfit(picture: Picture, scale: int, lr_size: tuple[int, ...], hr_size: tuple[int, ...]) -> str:
-    """What to say of a published low-resolution file that does not belong to its ground truth."""
+    """What to say of a published degraded picture that does not belong to its ground truth."""
+    if scale == 1:
+        return (
+            f'{picture.lr[scale]}: {lr_size[0]}x{lr_size[1]}, but its ground truth {picture.hr} is '
+            f'{hr_size[0]}x{hr_size[1]}; the two are no pair: unpack both again, or correct which belong together'
+        )
     return (
         f'{picture.lr[scale]}: {lr_size[0]}x{lr_size[1]} is not the x{scale} of {picture.hr} '
         f'({hr_size[0]}x{hr_size[1]}); unpack both archives again, or make it anew with --lr bicubic'
@@ -120,20 +125,6 @@ def rectangles(shape: tuple[int, ...], cut: Cut) -> list[tuple[int, int, int, in
     tops, lefts = (positions(side, cut.size, cut.step, cut.threshold) for side in shape[:2])
     height, width = (min(side, cut.size) for side in shape[:2])
     return [(top, left, height, width) for top in tops for left in lefts]
-
-
-def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height) out of a file's head, without decoding it.
-
-    Raises:
-        DataError: it is no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            size: tuple[int, int] = image.size
-            return size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f'{path}: no readable picture ({error}); copy or unpack it again') from error
 
 
 def _encoded(stem: str, whole: np.ndarray, cut: Cut, output: Output) -> Iterator[EncodedImage]:

@@ -10,7 +10,8 @@ from hat_plugin.data.images import check_folder
 from hat_plugin.errors import DataError
 from hat_plugin.prepare.build import Report
 from hat_plugin.prepare.options import add_training_arguments, build_training_set
-from hat_plugin.prepare.sources import plain_pictures, read_list
+from hat_plugin.prepare.plan import Picture
+from hat_plugin.prepare.sources import check_not_among, plain_pictures, read_list
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,16 +26,12 @@ def run(args: argparse.Namespace) -> list[Report]:
     """Prepare a folder."""
     check_folder(args.source)
     name = set_name(args.name or args.source.resolve().name)
-    target = (args.output / name).resolve()
-    if target.is_relative_to(args.source.resolve()):
-        raise DataError(
-            f'{args.source}: the prepared data would lie among the pictures ({target}) and be taken for some of them '
-            f'the next time; move the pictures into a subfolder, or choose another -o or --name'
-        )
+    check_not_among(args.source, args.output / name)
     if args.lr == 'published':
         raise DataError('prepare folder: there are no published low-resolution files of a folder; use --lr bicubic')
     names = read_list(args.list, args.source) if args.list else None
-    pictures, renamed = plain_pictures(args.source, names)
+    found, renamed = plain_pictures(args.source, names)
+    pictures = [Picture(stem, path) for stem, path in found.items()]
     source = {'hr': str(args.source), **({'list': str(args.list)} if args.list else {}), 'renamed': renamed}
     return [build_training_set(name, pictures, source, args)]
 

@@ -30,7 +30,8 @@ from hat_plugin.prepare.manifest import (
     versions,
 )
 from hat_plugin.prepare.options import run_options
-from hat_plugin.prepare.plan import Output, digest, stamp
+from hat_plugin.prepare.pixels import stamp
+from hat_plugin.prepare.plan import Output, digest
 from hat_plugin.prepare.verify import check_output
 
 COUNT = 1_281_167

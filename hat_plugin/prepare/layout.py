@@ -15,6 +15,18 @@ The list of images lies with its data, whereas those files look for it in the pu
       Set5/  Set14/  BSDS100/  urban100/  manga109/
         GTmod4/  LRbicx4/                    folders of PNGs, the same file name in both; one pair a scale
         manifest.json
+      SIDD/  GoPro/                          named as in NAFNet's published option files, `.lmdb` included
+        train/                               crops of 512x512; the same key in both
+          gt_crops.lmdb/  input_crops.lmdb/  SIDD;  GoPro: sharp_crops.lmdb/  blur_crops.lmdb/
+          manifest.json
+        val/                                 SIDD: the validation blocks, gt_crops.lmdb/  input_crops.lmdb/
+        test/                                GoPro: whole frames, target.lmdb/  input.lmdb/
+        benchmark/input/                     SIDD: the benchmark's noisy blocks as PNGs, to be restored
+      NAME/                                  of `prepare pairs --name NAME`
+        train/  test/                        target_crops.lmdb/  input_crops.lmdb/;  target.lmdb/  input.lmdb/
+      DFWB/                                  of `prepare denoise`
+        DFWB_HR_sub.lmdb/                    clean crops of 512x512
+        meta_info_DFWBsub_GT.txt  manifest.json
       imagenet/
         train/                               the published folders, where they are (or a link to them)
         train_map.txt                        the pictures that can be used, one line each
@@ -36,6 +48,20 @@ TRAINING_SETS = ('DIV2K', 'Flickr2K', 'DF2K')
 
 BENCHMARKS = {'Set5': 'Set5', 'Set14': 'Set14', 'BSD100': 'BSDS100', 'Urban100': 'urban100', 'Manga109': 'manga109'}
 """A benchmark's name -> its folder's name, spelt as HAT's published option files spell it."""
+
+PAIRS = {
+    ('SIDD', 'train'): ('gt_crops', 'input_crops'),
+    ('SIDD', 'val'): ('gt_crops', 'input_crops'),
+    ('GoPro', 'train'): ('sharp_crops', 'blur_crops'),
+    ('GoPro', 'test'): ('target', 'input'),
+}
+"""(Data set, part) -> names of ground truth and input, spelt as NAFNet's published option files spell them."""
+
+OTHER_PAIRS = {'train': ('target_crops', 'input_crops'), 'test': ('target', 'input')}
+"""The same for all other sets of pairs."""
+
+DENOISING_SET = 'DFWB'
+"""DIV2K, Flickr2K, WED and BSD: how Restormer's files call the clean pictures for noise and JPEG training."""
 
 MANIFEST = 'manifest.json'
 IMAGENET_TRAIN = f'{ROOT}/imagenet/train'
@@ -68,6 +94,21 @@ def lr_name(name: str, scale: int, storage: str = 'lmdb', *, sub_images: bool = 
 def meta_info_name(name: str, *, sub_images: bool = True) -> str:
     """File name of the list of the ground truth's images: meta_info_DF2Ksub_GT.txt."""
     return f'meta_info_{name}{"sub" if sub_images else ""}_GT.txt'
+
+
+def pair_names(name: str, part: str, storage: str = 'lmdb', *, sub_images: bool = True) -> tuple[str, str]:
+    """Folder names of ground truth and input of a set of pairs.
+
+    Args:
+        name: of the data set.
+        part: 'train' and so on; see `PAIRS` and `OTHER_PAIRS`.
+        storage: see `ending`.
+        sub_images: whether pictures are cut; whole ones are not called crops.
+    """
+    gt, lq = PAIRS.get((name, part)) or OTHER_PAIRS[part]
+    if not sub_images:
+        gt, lq = gt.removesuffix('_crops'), lq.removesuffix('_crops')
+    return f'{gt}{ending(storage)}', f'{lq}{ending(storage)}'
 
 
 def benchmark_gt_name(scale: int) -> str:
@@ -103,3 +144,13 @@ def benchmark_gt(name: str, scale: int) -> str:
 def benchmark_lr(name: str, scale: int) -> str:
     """dataroot_lq of a benchmark: datasets/urban100/LRbicx4."""
     return f'{ROOT}/{BENCHMARKS[name]}/{benchmark_lr_name(scale)}'
+
+
+def pair_gt(name: str, part: str, storage: str = 'lmdb') -> str:
+    """dataroot_gt of a set of pairs: datasets/SIDD/train/gt_crops.lmdb."""
+    return f'{ROOT}/{name}/{part}/{pair_names(name, part, storage)[0]}'
+
+
+def pair_lq(name: str, part: str, storage: str = 'lmdb') -> str:
+    """dataroot_lq of a set of pairs: datasets/GoPro/test/input.lmdb."""
+    return f'{ROOT}/{name}/{part}/{pair_names(name, part, storage)[1]}'

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hat_plugin.data.bicubic import KERNEL
 from hat_plugin.prepare import layout
+from hat_plugin.prepare.pixels import Block, PixelSource, stamp
 
 LR_CHOICES = ('auto', 'bicubic', 'published')
 
@@ -21,13 +23,18 @@ class Picture:
 
     Attributes:
         stem: its name in the prepared data; sub-images get `_s001` and so on behind it.
-        hr: the high-resolution file.
-        lr: scale -> the published low-resolution file, where there is one that shall be used.
+        hr: the ground truth.
+        lr: scale -> the degraded picture that is published, where there is one that shall be used: of low resolution,
+            or at scale 1 noisy, blurred or rainy and as large as the ground truth.
     """
 
     stem: str
-    hr: Path
-    lr: dict[int, Path] = field(default_factory=dict)
+    hr: PixelSource
+    lr: Mapping[int, PixelSource] = field(default_factory=dict)
+
+    def files(self) -> set[Path]:
+        """All files that it comes from."""
+        return {source.path if isinstance(source, Block) else source for source in (self.hr, *self.lr.values())}
 
 
 @dataclass(frozen=True)
@@ -58,15 +65,17 @@ class Output:
 
     Attributes:
         name: of the folder, in the data set's folder.
-        scale: 1 for the ground truth.
+        scale: how many times smaller than the ground truth its images are.
         storage: 'lmdb' (PNG), 'disk' (PNG files) or 'raw' (pixels in an LMDB).
         compress_level: of PNG.
+        role: 'gt' for the ground truth, 'lq' for the degraded pictures.
     """
 
     name: str
     scale: int
     storage: str
     compress_level: int = 1
+    role: Literal['gt', 'lq'] = 'gt'
 
     @property
     def kind(self) -> str:
@@ -79,7 +88,7 @@ class Plan:
 
     Attributes:
         folder: where the outputs, the list and the manifest lie.
-        lr_origin: scale -> 'published' or the kernel.
+        lr_origin: scale -> what the manifest says about the degraded pictures: published, or the kernel.
         source: what the manifest says about where the pictures come from.
         list_name: of the meta_info file that lists the ground truth's images; '' for none.
     """
@@ -93,31 +102,24 @@ class Plan:
     source: dict[str, Any]
     list_name: str = ''
 
+    def origin(self, output: Output) -> str:
+        """Where the images of an output come from, where they are degraded; '' for the ground truth."""
+        return self.lr_origin.get(output.scale, '') if output.role == 'lq' else ''
+
     def settings(self, output: Output) -> str:
         """What decides an output's content besides the pictures, as JSON: when it changes, all is to be done again."""
-        return json.dumps(
-            {'cut': asdict(self.cut), 'output': asdict(output), 'lr': self.lr_origin.get(output.scale)}, sort_keys=True
-        )
+        described = {key: value for key, value in asdict(output).items() if key != 'role'}
+        origin = self.origin(output) or None  # None tells the ground truth, and so the role
+        return json.dumps({'cut': asdict(self.cut), 'output': described, 'lr': origin}, sort_keys=True)
 
     def sources(self, output: Output) -> dict[str, str]:
         """Stem -> fingerprint of the files behind its images: when it changes, that picture is to be done again."""
         found = {}
         for picture in self.pictures:
-            paths = [picture.hr, *([picture.lr[output.scale]] if output.scale in picture.lr else [])]
-            found[picture.stem] = digest([picture.stem, *(stamp(path) for path in paths)])[:16]
+            degraded = output.role == 'lq' and output.scale in picture.lr
+            files = [picture.hr, *([picture.lr[output.scale]] if degraded else [])]
+            found[picture.stem] = digest([picture.stem, *(stamp(file) for file in files)])[:16]
         return found
-
-
-def stamp(path: Path) -> tuple[str, int, int]:
-    """(name, bytes, time of change in ns) of a file: what tells it from another that came to its place.
-
-    Bytes and time are -1 where there is no file; reading it will say so.
-    """
-    try:
-        status = path.stat()
-    except OSError:
-        return path.name, -1, -1
-    return path.name, status.st_size, status.st_mtime_ns
 
 
 def digest(value: object) -> str:
@@ -133,3 +135,7 @@ def common_modulus(scales: tuple[int, ...] | list[int]) -> int:
 def lr_kernel(published: bool) -> str:
     """What a manifest says about the low-resolution images."""
     return 'published low-resolution files' if published else KERNEL
+
+
+PUBLISHED_PAIRS = 'published pairs'
+"""What a manifest says about degraded pictures that were published with their ground truth."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hat_plugin.errors import DataError
-from hat_plugin.prepare.cutting import misfit, picture_size, rectangles
+from hat_plugin.prepare.cutting import fitting_sizes, misfit, rectangles
+from hat_plugin.prepare.pixels import picture_size
 from hat_plugin.prepare.plan import Output, Plan
 
 # PNG against raw pixels, over photographs: 0.57 to 0.65. A little less is asked for, because refusing wrongly is worse
@@ -12,7 +13,7 @@ _PNG_SHARE = 0.5
 
 
 def check_sizes(plan: Plan, wanted: tuple[Output, ...], *, skip_bad: bool) -> list[tuple[int, int]]:
-    """Read all files' heads and see that published low-resolution files fit their ground truth.
+    """Read all files' heads and see that published degraded pictures fit their ground truth.
 
     Returns:
         (width, height) of the pictures that can be read.
@@ -21,7 +22,7 @@ def check_sizes(plan: Plan, wanted: tuple[Output, ...], *, skip_bad: bool) -> li
         DataError: files are unreadable or do not fit (all of them listed), and `skip_bad` is not set.
     """
     sizes, problems = [], []
-    scales = sorted({output.scale for output in wanted})
+    scales = sorted({output.scale for output in wanted if output.role == 'lq'})
     for picture in plan.pictures:
         try:
             width, height = picture_size(picture.hr)
@@ -30,7 +31,7 @@ def check_sizes(plan: Plan, wanted: tuple[Output, ...], *, skip_bad: bool) -> li
                 if scale not in picture.lr:
                     continue
                 size = picture_size(picture.lr[scale])
-                if size not in _fitting(width, height, scale):
+                if size not in fitting_sizes((width, height), scale):
                     problems.append(misfit(picture, scale, size, (width, height)))
         except DataError as error:
             problems.append(str(error))
@@ -44,6 +45,16 @@ def check_sizes(plan: Plan, wanted: tuple[Output, ...], *, skip_bad: bool) -> li
     return sizes
 
 
+def check_sources_stay(plan: Plan, wanted: tuple[Output, ...]) -> None:
+    """Raises DataError where an output would take the place of a folder that its own source pictures lie in."""
+    folders = {file.parent.resolve() for picture in plan.pictures for file in picture.files()}
+    for output in wanted:
+        place = (plan.folder / output.name).resolve()
+        inside = next((folder for folder in sorted(folders) if folder.is_relative_to(place)), None)
+        if inside is not None:
+            raise DataError(f'{place}: holds the pictures to be prepared ({inside}); choose another place with -o')
+
+
 def bytes_needed(plan: Plan, wanted: tuple[Output, ...], sizes: list[tuple[int, int]]) -> int:
     """A careful estimate of what the outputs will take, less what a killed run has left of them."""
     total = 0.0
@@ -55,11 +66,3 @@ def bytes_needed(plan: Plan, wanted: tuple[Output, ...], sizes: list[tuple[int, 
     asides = [plan.folder / f'.{output.name}.part' for output in wanted]
     there = sum(path.stat().st_size for aside in asides for path in aside.glob('*') if path.is_file())
     return max(0, int(total) - there)
-
-
-def _fitting(width: int, height: int, scale: int) -> set[tuple[int, int]]:
-    """Sizes that a low-resolution file may have: of the mod-cropped ground truth, or rounded up as MATLAB does."""
-    return {
-        (width // scale, height // scale),
-        (-(-width // scale), -(-height // scale)),
-    }

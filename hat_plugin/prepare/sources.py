@@ -116,7 +116,7 @@ def _add_low_resolution(
             lows[stem][scale] = path
 
 
-def plain_pictures(folder: Path, names: list[str] | None = None) -> tuple[list[Picture], dict[str, str]]:
+def plain_pictures(folder: Path, names: list[str] | None = None) -> tuple[dict[str, Path], dict[str, str]]:
     """All pictures in a folder and its subfolders, in sorted order.
 
     Args:
@@ -124,23 +124,22 @@ def plain_pictures(folder: Path, names: list[str] | None = None) -> tuple[list[P
         names: only these, relative to the folder.
 
     Returns:
-        The pictures, and the names that had to change: relative path -> stem.
+        Stem -> path of the pictures, and the names that had to change: relative path -> stem.
 
     Raises:
         DataError: there are none, or two would get the same name.
     """
-    stems: dict[str, str] = {}
+    found: dict[str, Path] = {}
     renamed: dict[str, str] = {}
-    pictures = []
     for name in list_images(folder) if names is None else sorted(names):
         stem = key_of(str(PurePosixPath(name).with_suffix('')).replace('/', '_'))
-        if stem in stems:
-            raise DataError(f'{folder}: {stems[stem]} and {name} would both be called {stem}; rename one of them')
-        stems[stem] = name
+        if stem in found:
+            other = found[stem].relative_to(folder)
+            raise DataError(f'{folder}: {other} and {name} would both be called {stem}; rename one of them')
+        found[stem] = folder / name
         if PurePosixPath(name).stem != stem:
             renamed[name] = stem
-        pictures.append(Picture(stem, folder / name))
-    return pictures, renamed
+    return found, renamed
 
 
 def read_list(path: Path, folder: Path) -> list[str]:
@@ -156,3 +155,21 @@ def read_list(path: Path, folder: Path) -> list[str]:
         if not (folder / name).is_file():
             raise DataError(f'{path}: {folder / name} is not there; correct the list or the folder')
     return names
+
+
+def check_not_among(folder: Path, target: Path) -> None:
+    """Raises DataError where a data set would be prepared inside the folder in which pictures are looked for."""
+    if target.resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            f'{folder}: the prepared data would lie among the pictures ({target.resolve()}) and be taken for some of '
+            f'them the next time; move the pictures into a subfolder, or choose another -o or --name'
+        )
+
+
+def check_count(found: int, published: int, what: str, *, allow_partial: bool) -> None:
+    """Raises DataError where not as many pictures or pairs were found as were published, unless that is allowed."""
+    if found != published and not allow_partial:
+        raise DataError(
+            f'{what}: {found} found, published are {published}; unpack it again, or go on with what is there with '
+            f'--allow-partial'
+        )

@@ -15,7 +15,8 @@ import numpy as np
 from hat_plugin.data.lmdb_io import LmdbReader
 from hat_plugin.engine.progress import progress
 from hat_plugin.errors import DataError
-from hat_plugin.prepare.plan import Output, stamp
+from hat_plugin.prepare.pixels import stamp
+from hat_plugin.prepare.plan import Output
 
 _CHUNK = 32
 

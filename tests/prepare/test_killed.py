@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from prepare.trees import SMALL, save
+from prepare.trees import SMALL, contents, own_process, run_and_kill, save
 
 from hat_plugin.data import lmdb_writer
 from hat_plugin.data.lmdb_io import LmdbReader
@@ -21,22 +20,6 @@ from hat_plugin.errors import DataError
 from hat_plugin.prepare import build, folder_writer
 from hat_plugin.prepare import manifest as manifests
 from hat_plugin.prepare.folder_writer import FolderWriter
-
-
-def contents(folder):
-    """All that was prepared, whatever the database's own pages look like."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.endswith('.lmdb'):
-            reader = LmdbReader(path)
-            found[path.name] = {key: reader.read(key) for key in reader}, (path / 'meta_info.txt').read_text()
-        elif path.is_dir():
-            found[path.name] = {file.name: file.read_bytes() for file in sorted(path.iterdir())}
-        elif path.suffix == '.txt':
-            found[path.name] = path.read_text()
-        elif path.suffix == '.json':
-            found[path.name] = json.loads(path.read_text())['outputs']
-    return found
 
 
 @pytest.fixture
@@ -49,14 +32,7 @@ def many(tmp_path, photos):
 
 
 def command(many, target, *more):
-    # Commits after every picture, so that a kill comes upon half a database. The import of the rest comes first.
-    script = (
-        'import sys, hat_plugin.data.lmdb_writer as w; w._BATCH_BYTES = 1\n'
-        'from hat_plugin.cli import main; import hat_plugin.prepare.command\n'
-        'print("begun", flush=True); sys.exit(main(sys.argv[1:]))'
-    )
-    arguments = ['prepare', 'folder', many, '--name', 'many', '--scale', '4', *SMALL, '-o', target, *more]
-    return [sys.executable, '-c', script, *map(str, arguments)]
+    return own_process('prepare', 'folder', many, '--name', 'many', '--scale', '4', *SMALL, '-o', target, *more)
 
 
 def finish(cli, many, target, *more):
@@ -70,15 +46,7 @@ def finish(cli, many, target, *more):
 def test_kill_9_and_again_is_as_if_nothing_had_happened(tmp_path, many, photos, cli, more):
     target = tmp_path / 'killed' / 'many'
     journal = target / ('.many_HR_sub.part' if '--no-lmdb' in more else '.many_HR_sub.lmdb.part') / 'journal.txt'
-    process = subprocess.Popen(
-        command(many, tmp_path / 'killed', *more), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    assert process.stdout.readline() == b'begun\n'
-    while process.poll() is None:
-        if journal.exists() and journal.stat().st_size > 3000:
-            process.kill()
-        time.sleep(0.001)
-    assert process.returncode == -9
+    run_and_kill(command(many, tmp_path / 'killed', *more), journal, 3000)
     assert not list(target.glob('many_*'))
     save(many / '0000.png', photos.small('rocket', 96, 96))  # done already, as two and three are
     save(many / '0001.png', photos.small('rocket', 60, 60))  # fewer sub-images than before

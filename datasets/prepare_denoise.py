@@ -1,0 +1,10 @@
+"""The same as `basicsr prepare denoise`; see datasets/README.md."""
+
+from __future__ import annotations
+
+import sys
+
+from hat_plugin.cli import main
+
+if __name__ == '__main__':
+    sys.exit(main(['prepare', 'denoise', *sys.argv[1:]]))
