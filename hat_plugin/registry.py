@@ -32,6 +32,7 @@ TABLES: dict[str, dict[str, str]] = {
         'ImageNetPairedDataset': 'hat_plugin.data.imagenet_paired_dataset:ImageNetPairedDataset',
         'FolderDataset': 'hat_plugin.data.folder_dataset:FolderDataset',
         'RealESRGANDataset': 'hat_plugin.data.realesrgan_dataset:RealESRGANDataset',
+        'GaussianDenoisingDataset': 'hat_plugin.data.gaussian_denoising_dataset:GaussianDenoisingDataset',
     },
     'LOSS_REGISTRY': {},
     'METRIC_REGISTRY': {},

@@ -32,20 +32,30 @@ def _channel_problems(opt: Mapping[str, Any]) -> Problems:
     for key, section in section_of(opt, 'datasets').items() if wanted else []:
         if not _tells_channels(section):
             continue
-        given = 1 if section.get('color') == 'y' or section.get('channels') == 1 else 3
+        given = 1 if _is_gray(section) else 3
         if given != wanted:
+            gray = 'gray: true' if 'gray' in _keys(section) else 'color: y'
             problems.append(
                 f'datasets: {key}: gives pictures of {given} channel{"s" * (given > 1)}, network_g: {name} is {wanted};'
-                f' write {name}: {given}' + (', or color: y here' if wanted == 1 else '')
+                f' write {name}: {given}' + (f', or {gray} here' if wanted == 1 else '')
             )
     return problems
 
 
+def _is_gray(section: Mapping[str, Any]) -> bool:
+    return section.get('color') == 'y' or section.get('channels') == 1 or section.get('gray') is True
+
+
 def _tells_channels(section: Any) -> bool:
     """Whether a data set makes pictures as BasicSR's do: colour, but for ``color: y``."""
+    return _keys(section) >= {'color', 'mean', 'std'}
+
+
+def _keys(section: Any) -> set[str]:
+    """The keys that a section's data set reads, as far as it says."""
     kind = registered('DATASET_REGISTRY', section.get('type')) if isinstance(section, Mapping) else None
     schema = dataset_schema(kind, training=False) if kind is not None else None
-    return schema is not None and {'color', 'mean', 'std'} <= schema.model_fields.keys()
+    return set(schema.model_fields) if schema is not None else set()
 
 
 def _scale_problems(opt: Mapping[str, Any], is_train: bool) -> Problems:
