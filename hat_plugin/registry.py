@@ -33,6 +33,8 @@ TABLES: dict[str, dict[str, str]] = {
         'FolderDataset': 'hat_plugin.data.folder_dataset:FolderDataset',
         'RealESRGANDataset': 'hat_plugin.data.realesrgan_dataset:RealESRGANDataset',
         'GaussianDenoisingDataset': 'hat_plugin.data.gaussian_denoising_dataset:GaussianDenoisingDataset',
+        'Dataset_GaussianDenoising': 'hat_plugin.data.restormer_denoising_dataset:Dataset_GaussianDenoising',
+        'JPEGDataset': 'hat_plugin.data.jpeg_dataset:JPEGDataset',
     },
     'LOSS_REGISTRY': {},
     'METRIC_REGISTRY': {},

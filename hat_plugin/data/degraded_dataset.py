@@ -13,7 +13,7 @@ from hat_plugin.data.augment import finish, pad_to, random_corner, random_flips
 from hat_plugin.data.options import PictureOptions, checked_options
 from hat_plugin.data.seeded import SmallImageError
 from hat_plugin.data.sources import DecodedPicture, Picture, listed_names, open_source, whole
-from hat_plugin.engine.options import Count, Flag, Text
+from hat_plugin.engine.options import Count, Flag, LoaderOptions, Text
 
 
 def _bounds(value: Any) -> tuple[float, float]:
@@ -85,7 +85,7 @@ class DegradedDataset(Dataset[dict[str, Any]]):
         DataError: the folder or a listed picture is missing.
     """
 
-    OPTIONS: ClassVar[type[PictureOptions]] = DegradedOptions
+    OPTIONS: ClassVar[type[LoaderOptions]] = DegradedOptions
     # Channels that are read where gray is wanted: 1 is OpenCV's BT.601 gray, None is what is stored (see `clean`).
     GRAY_CHANNELS: ClassVar[Literal[1] | None] = 1
     options: DegradedOptions

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from hat_plugin.data.degraded_dataset import Bounds, DegradedDataset, DegradedOptions, check_bounds
-from hat_plugin.data.options import PictureOptions
+from hat_plugin.engine.options import LoaderOptions
 
 
 class GaussianDenoisingOptions(DegradedOptions):
@@ -41,7 +41,7 @@ class GaussianDenoisingDataset(DegradedDataset):
         DataError: the folder or a listed picture is missing.
     """
 
-    OPTIONS: ClassVar[type[PictureOptions]] = GaussianDenoisingOptions
+    OPTIONS: ClassVar[type[LoaderOptions]] = GaussianDenoisingOptions
     options: GaussianDenoisingOptions
 
     def degrade(self, clean: np.ndarray, random: np.random.RandomState) -> np.ndarray:

@@ -11,6 +11,8 @@ from hat_plugin.engine.schema.data import dataset_schema
 from hat_plugin.engine.schema.report import section_of, shown
 
 Problems = list[str]
+# How sections say that their pictures have one channel; otherwise they have three.
+_ONE_CHANNEL = {'gray': True, 'in_ch': 1, 'color': 'y', 'channels': 1}
 
 
 def fit_problems(opt: Mapping[str, Any], *, is_train: bool) -> Problems:
@@ -30,25 +32,17 @@ def _channel_problems(opt: Mapping[str, Any]) -> Problems:
     wanted = _whole(section_of(opt, 'network_g')[name]) if name else 0
     problems: Problems = []
     for key, section in section_of(opt, 'datasets').items() if wanted else []:
-        if not _tells_channels(section):
+        keys = _keys(section)
+        if not (keys >= {'color', 'mean', 'std'} or 'in_ch' in keys):  # it may make anything of its pictures
             continue
-        given = 1 if _is_gray(section) else 3
+        given = 1 if any(section.get(option) == value for option, value in _ONE_CHANNEL.items()) else 3
         if given != wanted:
-            gray = 'gray: true' if 'gray' in _keys(section) else 'color: y'
+            gray = next(f'{option}: {str(value).lower()}' for option, value in _ONE_CHANNEL.items() if option in keys)
             problems.append(
                 f'datasets: {key}: gives pictures of {given} channel{"s" * (given > 1)}, network_g: {name} is {wanted};'
                 f' write {name}: {given}' + (f', or {gray} here' if wanted == 1 else '')
             )
     return problems
-
-
-def _is_gray(section: Mapping[str, Any]) -> bool:
-    return section.get('color') == 'y' or section.get('channels') == 1 or section.get('gray') is True
-
-
-def _tells_channels(section: Any) -> bool:
-    """Whether a data set makes pictures as BasicSR's do: colour, but for ``color: y``."""
-    return _keys(section) >= {'color', 'mean', 'std'}
 
 
 def _keys(section: Any) -> set[str]:
