@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import cv2
 import numpy as np
-from basicsr.utils.matlab_functions import rgb2ycbcr
+from basicsr.utils.color_util import rgb2ycbcr
 from pydantic import Field, ValidationInfo, field_validator
 
 from hat_plugin.data.degraded_dataset import Bounds, DegradedDataset, DegradedOptions, check_bounds
