@@ -31,7 +31,8 @@ class GaussianDenoisingDataset(DegradedDataset):
     The sum is rounded once, to float32. In training ``sigma: [low, high]`` draws a level for each patch, uniformly. In
     validation and test the noise of each picture is numpy's after ``np.random.seed(0)``,
     ``np.random.normal(0, sigma / 255, (H, W, C))``, added to RGB, as Restormer's tests do; SwinIR's test adds the same
-    numbers to BGR. ``gray: true`` takes OpenCV's gray (BT.601 without offset) of colour pictures, as both do.
+    numbers to BGR. ``gray: true`` takes ``cv2.cvtColor``'s gray (BT.601 without offset) of colour pictures; both tests
+    let ``cv2.imread`` make it, which for PNGs differs by 1 / 255 here and there. Stored gray is the same for all.
 
     Args:
         opt: the data set's block; see GaussianDenoisingOptions.
