@@ -18,6 +18,13 @@ from hat_plugin.errors import DataError
 from .conftest import Pairs, write_pair
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same draws each time."""
+    random.seed(1)
+    np.random.seed(1)
+
+
 def jpeg(pairs: Pairs, **changes: Any) -> dict[str, Any]:
     """A block of the pairs' ground truth as JPEG."""
     block = pairs.options('JPEGDataset', scale=1, **{'quality': 20, **changes})
