@@ -25,6 +25,7 @@ from hat_plugin.engine.options import (
     read_yaml,
     registered,
 )
+from hat_plugin.engine.schema.data import option_of
 from hat_plugin.errors import CheckpointError, HatPluginError, OptionsError
 
 PICTURE = 256
@@ -217,7 +218,7 @@ def _report_data(opt: Options, workers: int) -> int:
     bad = 0
     for key, section in opt['datasets'].items():
         training = section['phase'] == 'train'
-        patch = 0 if section.get('small_images', 'error') != 'error' else int(section.get('gt_size') or 0)
+        patch = 0 if option_of(section, 'small_images') in ('pad', 'skip') else int(section.get('gt_size') or 0)
         checks = Checks(int(opt.get('scale') or 1), patch if training else 0, exact=training)
         report = check_dataset(section, checks, workers=workers)
         state = 'all good' if not report.problems else f'{len(report.problems)} BAD'

@@ -14,6 +14,7 @@ from typing import Any
 from hat_plugin.data.build import check_readable
 from hat_plugin.data.sources import FolderSource, LmdbSource, Source, read_meta_info_file, select_names, whole
 from hat_plugin.engine.progress import progress
+from hat_plugin.engine.schema.values import NO_FOLDER
 from hat_plugin.engine.workers import worker_pool
 from hat_plugin.errors import DataError
 
@@ -104,7 +105,9 @@ def _roots(section: Mapping[str, Any]) -> list[str]:
         value = section.get(key)
         roots += [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
     roots = [os.path.expanduser(root) for root in roots]
-    return roots if section.get('type') in PAIRED else list(dict.fromkeys(roots))
+    if section.get('type') in PAIRED:
+        return roots
+    return list(dict.fromkeys(root for root in roots if root != NO_FOLDER))
 
 
 def _open(section: Mapping[str, Any], root: str) -> Source:

@@ -160,7 +160,8 @@ def _datasets_problems(opt: Mapping[str, Any], is_train: bool) -> Problems:
         return []
     phases = ('train', 'val') if is_train else ('val', 'test')
     filled_in = {'phase': 'it follows from the name of the block'}
-    if opt.get('scale') is not None:
+    scale = opt.get('scale')
+    if scale is not None:
         filled_in['scale'] = "the top level's is taken"
     problems: Problems = []
     for key, section in datasets.items():
@@ -171,7 +172,9 @@ def _datasets_problems(opt: Mapping[str, Any], is_train: bool) -> Problems:
         if isinstance(section, Mapping):
             given = [name for name in filled_in if section.get(name) is not None]
             problems += [f'datasets: {key}: {name}: has no effect: {filled_in[name]}; remove it' for name in given]
-            section = {name: value for name, value in section.items() if name not in given}
+            section = {name: value for name, value in section.items() if name not in given} | {'phase': phase}
+            if type(scale) is int and scale > 0:  # what else it may be is told of at the top level
+                section['scale'] = scale
         training = is_train and phase == 'train'
         problems += dataset_problems(section, ('datasets', key), training=training)
     sets = [key for key in datasets if str(key).split('_')[0] == 'train']

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, create_model, model_validator
 from hat_plugin.engine.schema.classes import find_class, of_registry
 from hat_plugin.engine.schema.report import Place, at, section_problems
 from hat_plugin.engine.schema.values import (
+    NO_FOLDER,
     Count,
     CountOrZero,
     Flag,
@@ -161,6 +162,15 @@ def required_keys(name: Any) -> set[str]:
     return {key for key, field in schema.model_fields.items() if field.is_required()} if schema is not None else set()
 
 
+def option_of(section: Mapping[str, Any], key: str) -> Any:
+    """An option's value, or its data set's default for it; None where the data set has no such option."""
+    if section.get(key) is not None:
+        return section[key]
+    target = DATASET.find(section.get('type'))
+    schema = dataset_schema(target, training=False) if target is not None else None
+    return schema.model_fields[key].default if schema is not None and key in schema.model_fields else None
+
+
 def dataset_problems(section: Any, place: Place, *, training: bool) -> list[str]:
     """Check one data set's section against what its class reads; a class that does not say takes what it is given."""
     target, problems = find_class(DATASET, section, place)
@@ -186,6 +196,8 @@ def _lmdb_problems(section: Mapping[str, Any], place: Place) -> list[str]:
     problems = []
     for key in ('dataroot_gt', 'dataroot_lq'):
         root = section.get(key)
+        if root == NO_FOLDER:
+            continue
         if kind == 'lmdb' and isinstance(root, str) and not root.rstrip('/').endswith('.lmdb'):
             problems.append(
                 f"{at((*place, key))}: {root!r}: an LMDB's folder ends in .lmdb; name it, or use io_backend: type: disk"

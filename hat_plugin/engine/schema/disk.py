@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hat_plugin.engine.schema.report import Place, at, section_of, shown
+from hat_plugin.engine.schema.values import NO_FOLDER
 
 Problems = list[str]
 
@@ -35,7 +36,8 @@ def _missing_data(section: Mapping[str, Any], place: Place) -> Problems:
         is_folder, is_file = str(key).startswith('dataroot'), str(key).startswith('meta_info')
         exists: Callable[[Path], bool] = Path.is_file if is_file else Path.exists
         for name in value if isinstance(value, list) else [value]:
-            if (is_folder or is_file) and isinstance(name, str) and not exists(Path(name).expanduser()):
+            named = (is_folder or is_file) and isinstance(name, str) and name != NO_FOLDER
+            if named and not exists(Path(name).expanduser()):
                 what = 'file' if is_file else 'folder'
                 other = 'correct the path' if place[-1] == 'train' else 'correct the path, or leave this set out'
                 beside = _beside_data(section, name) if is_file else None

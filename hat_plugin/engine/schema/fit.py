@@ -11,6 +11,8 @@ from hat_plugin.engine.schema.data import dataset_schema
 from hat_plugin.engine.schema.report import section_of, shown
 
 Problems = list[str]
+# How sections say that their pictures have one channel; otherwise they have three.
+_ONE_CHANNEL = {'gray': True, 'in_ch': 1, 'color': 'y', 'channels': 1}
 
 
 def fit_problems(opt: Mapping[str, Any], *, is_train: bool) -> Problems:
@@ -30,22 +32,24 @@ def _channel_problems(opt: Mapping[str, Any]) -> Problems:
     wanted = _whole(section_of(opt, 'network_g')[name]) if name else 0
     problems: Problems = []
     for key, section in section_of(opt, 'datasets').items() if wanted else []:
-        if not _tells_channels(section):
+        keys = _keys(section)
+        if not (keys >= {'color', 'mean', 'std'} or 'in_ch' in keys):  # it may make anything of its pictures
             continue
-        given = 1 if section.get('color') == 'y' or section.get('channels') == 1 else 3
+        given = 1 if any(section.get(option) == value for option, value in _ONE_CHANNEL.items()) else 3
         if given != wanted:
+            gray = next(f'{option}: {str(value).lower()}' for option, value in _ONE_CHANNEL.items() if option in keys)
             problems.append(
                 f'datasets: {key}: gives pictures of {given} channel{"s" * (given > 1)}, network_g: {name} is {wanted};'
-                f' write {name}: {given}' + (', or color: y here' if wanted == 1 else '')
+                f' write {name}: {given}' + (f', or {gray} here' if wanted == 1 else '')
             )
     return problems
 
 
-def _tells_channels(section: Any) -> bool:
-    """Whether a data set makes pictures as BasicSR's do: colour, but for ``color: y``."""
+def _keys(section: Any) -> set[str]:
+    """The keys that a section's data set reads, as far as it says."""
     kind = registered('DATASET_REGISTRY', section.get('type')) if isinstance(section, Mapping) else None
     schema = dataset_schema(kind, training=False) if kind is not None else None
-    return schema is not None and {'color', 'mean', 'std'} <= schema.model_fields.keys()
+    return set(schema.model_fields) if schema is not None else set()
 
 
 def _scale_problems(opt: Mapping[str, Any], is_train: bool) -> Problems:

@@ -75,6 +75,8 @@ FolderName = Annotated[str, BeforeValidator(_text), AfterValidator(_plain_folder
 PerChannel = Annotated[list[Float], Field(min_length=1, max_length=3)]
 Range = Annotated[list[Float], Field(min_length=2, max_length=2)]
 Mapping = dict[str, Any]
+NO_FOLDER = 'none'
+"""What Restormer's option files write after ``dataroot_lq`` where there is none."""
 
 
 class Section(BaseModel):
