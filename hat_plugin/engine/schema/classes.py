@@ -234,15 +234,6 @@ SCHEDULE = Kind(
 # What raises where values are wrong, or where something that they need is missing.
 REFUSALS: tuple[type[Exception], ...] = (HatPluginError, TypeError, ValueError, LookupError, AttributeError)
 REFUSALS += (ArithmeticError, AssertionError, RuntimeError)
-    HatPluginError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    RuntimeError,
-)
 
 
 def trial(build: Callable[[], Any], place: Place) -> list[str]:
