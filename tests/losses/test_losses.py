@@ -307,3 +307,13 @@ def test_basicsrs_charbonnier_loss_takes_the_eps_of_both_papers(pair: tuple[Tens
         image = first.float().requires_grad_()
         loss(image, image.detach()).backward()
         assert torch.isfinite(image.grad).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('name', SMALL)
+def test_on_a_gpu_under_autocast(name: str, pair: tuple[Tensor, Tensor]) -> None:
+    loss = build_loss({'type': name, **SMALL[name]})
+    first, second = (images.float() for images in pair)
+    with torch.autocast('cuda', torch.float16):
+        found = loss.cuda()(first.cuda(), second.cuda())
+    torch.testing.assert_close(found.cpu(), loss.cpu()(first, second), rtol=1e-4, atol=1e-5)
