@@ -14,7 +14,8 @@ class FFTLoss(PictureLoss):
     """The absolute differences of real and imaginary parts of the 2-D Fourier transforms of pictures.
 
     Source: Cho et al., Rethinking Coarse-to-Fine Approach in Single Image Deblurring, ICCV 2021 (MIMO-UNet), eq. 7;
-    DeepRFT's takes the modulus in the place of the two parts. Both weigh it 0.1 or less beside a loss on pixels.
+    DeepRFT's takes the modulus in the place of the two parts, and others average over the half of the spectrum that
+    ``rfft2`` gives. MIMO-UNet+ weighs it 0.1 beside a loss on pixels.
 
     Args:
         loss_weight: factor.

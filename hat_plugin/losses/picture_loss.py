@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 REDUCTIONS = ('mean', 'sum', 'none')
 
@@ -82,8 +83,7 @@ def separable(images: Tensor, taps: Tensor) -> Tensor:
     Returns:
         (B, C, H - K + 1, W - K + 1).
     """
-    batch, channels, height, width = images.shape
-    taps = taps.to(images)
-    flat = images.reshape(batch * channels, 1, height, width)
-    flat = nn.functional.conv2d(nn.functional.conv2d(flat, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
-    return flat.unflatten(0, (batch, channels)).squeeze(2)
+    channels = images.shape[1]
+    column = taps.to(images).view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+    # Channel by channel as groups: batches of single channels take three times as long on a CPU.
+    return F.conv2d(F.conv2d(images, column, groups=channels), column.transpose(2, 3), groups=channels)

@@ -62,6 +62,13 @@ def test_ssim_3d_is_matlabs_and_nafnets(pair: Pair) -> None:
     assert abs(found - calculate_ssim(*pair, crop_border=0)) > 0.01  # BasicSR's, per channel
 
 
+def test_the_two_figures_of_the_documentation(photos: Any) -> None:
+    truth = photos['astronaut'][..., ::-1].astype(np.float64)
+    noisy = np.clip(truth + np.random.default_rng(0).normal(0, 15, truth.shape), 0, 255)
+    figures = calculate_ssim(noisy, truth, crop_border=0), calculate_ssim_3d(noisy, truth, crop_border=0)
+    assert figures == pytest.approx((0.494, 0.661), abs=5e-4)
+
+
 def test_ssim_3d_of_luma_and_gray_is_plain_with_a_repeated_border(pair: Pair) -> None:
     luma = [to_y_channel(picture)[..., 0] for picture in pair]
     expected = with_skimage(*luma)
