@@ -36,9 +36,11 @@ def pictures(photos: Any) -> tuple[np.ndarray, np.ndarray]:
 def pyiqa(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A stand-in for pyiqa whose metrics say what they were called with."""
     calls: list[Any] = []
+    devices: list[torch.device] = []
 
     def create_metric(name: str, device: torch.device) -> Any:
         calls.append(name)
+        devices.append(device)
 
         def metric(*images: torch.Tensor) -> torch.Tensor:
             calls.append(images)
@@ -47,7 +49,7 @@ def pyiqa(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return metric
 
     module = ModuleType('pyiqa')
-    module.create_metric = create_metric  # type: ignore[attr-defined]
+    module.create_metric, module.devices = create_metric, devices  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, 'pyiqa', module)
     return calls
 
@@ -69,6 +71,14 @@ def test_dists_and_niqe_hand_over_rgb_in_0_to_1(pyiqa: list[Any], pictures: tupl
     assert pyiqa[3][0].shape == (1, 3, 64, 64)
     learned.calculate_dists(*pictures, crop_border=0)
     assert [call for call in pyiqa if isinstance(call, str)] == ['dists', 'niqe']  # built once
+
+
+def test_networks_are_kept_for_a_device(pyiqa: list[Any], pictures: tuple[np.ndarray, np.ndarray]) -> None:
+    for device in ('cpu', 'cpu:0', 'cpu'):
+        learned.calculate_dists(*pictures, crop_border=0, device=device)
+    assert sys.modules['pyiqa'].devices == [torch.device('cpu'), torch.device('cpu:0')]
+    with pytest.raises(RuntimeError, match='gpu'):
+        learned.calculate_dists(*pictures, crop_border=0, device='gpu')
 
 
 def test_lpips_is_the_packages(monkeypatch: pytest.MonkeyPatch, pictures: tuple[np.ndarray, np.ndarray]) -> None:

@@ -74,5 +74,8 @@ def _try_metric(target: Callable[..., Any], arguments: Mapping[str, Any]) -> Non
     pictures = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
     if arguments.get('input_order') == 'CHW':
         pictures = pictures.transpose(0, 3, 1, 2)
-    names = [name for name in ('img', 'img2') if name in inspect.signature(target).parameters]
-    target(**dict(zip(names, pictures, strict=False)), **arguments)
+    parameters = inspect.signature(target).parameters
+    names = [name for name in ('img', 'img2') if name in parameters]
+    # Not on a GPU: which one is this process's is settled after the options are read.
+    elsewhere = {'device': 'cpu'} if 'device' in parameters else {}
+    target(**dict(zip(names, pictures, strict=False)), **{**elsewhere, **arguments})
