@@ -63,9 +63,19 @@ setup(
         # PNGs read in two fifths of the time (hat_plugin/data/png_rows.py). Wheels for CPython 3.10 to 3.13 on Linux,
         # macOS and Windows; their licences are PSF-2.0 and MIT. Others go without and read by OpenCV.
         'fast': ['isal>=1.6', 'pyspng>=0.1.4'],
+        # Learned distances: LPIPS as loss and metric; DISTS and NIQE as metrics (pyiqa brings many packages).
+        'lpips': ['lpips>=0.1.4'],
+        'pyiqa': ['pyiqa>=0.1.10'],
         # triton: its interpreter runs our kernels without a GPU. Tried: 3.2, 3.3 and 3.6 with NumPy 2.2 (with NumPy 2.4
         # their interpreters fail), 3.7 and 3.9 with NumPy 2.4. PyTorch for CUDA brings its own.
-        'tests': ['matplotlib>=3.8', 'pytest>=8', 'spandrel>=0.4', "triton>=3.2; platform_system == 'Linux'"],
+        'tests': [
+            'lpips>=0.1.4',
+            'matplotlib>=3.8',
+            'pytest>=8',
+            'pytorch-msssim>=1.0',
+            'spandrel>=0.4',
+            "triton>=3.2; platform_system == 'Linux'",
+        ],
         'tools': ['mypy>=1.11', 'pre-commit>=3', 'ruff>=0.6'],
     },
     classifiers=[

@@ -37,8 +37,23 @@ TABLES: dict[str, dict[str, str]] = {
         'Dataset_GaussianDenoising': 'hat_plugin.data.restormer_denoising_dataset:Dataset_GaussianDenoising',
         'JPEGDataset': 'hat_plugin.data.jpeg_dataset:JPEGDataset',
     },
-    'LOSS_REGISTRY': {},
-    'METRIC_REGISTRY': {},
+    'LOSS_REGISTRY': {
+        'PSNRLoss': 'hat_plugin.losses.psnr_loss:PSNRLoss',
+        'SSIMLoss': 'hat_plugin.losses.ssim_loss:SSIMLoss',
+        'MSSSIMLoss': 'hat_plugin.losses.ssim_loss:MSSSIMLoss',
+        'FFTLoss': 'hat_plugin.losses.fft_loss:FFTLoss',
+        'FocalFrequencyLoss': 'hat_plugin.losses.focal_frequency_loss:FocalFrequencyLoss',
+        'EdgeLoss': 'hat_plugin.losses.edge_loss:EdgeLoss',
+        'GradientWeightedLoss': 'hat_plugin.losses.gradient_weighted_loss:GradientWeightedLoss',
+        'LPIPSLoss': 'hat_plugin.losses.lpips_loss:LPIPSLoss',
+    },
+    'METRIC_REGISTRY': {
+        'calculate_ssim_3d': 'hat_plugin.metrics.ssim_3d:calculate_ssim_3d',
+        'calculate_psnrb': 'hat_plugin.metrics.psnrb:calculate_psnrb',
+        'calculate_lpips': 'hat_plugin.metrics.learned:calculate_lpips',
+        'calculate_dists': 'hat_plugin.metrics.learned:calculate_dists',
+        'calculate_niqe_pyiqa': 'hat_plugin.metrics.learned:calculate_niqe_pyiqa',
+    },
 }
 
 _failure: Exception | None = None

@@ -83,21 +83,22 @@ def _test(args: argparse.Namespace, opt: dict[str, Any], world: distributed.Worl
             results[name] = {'mean': model.metric_results, 'images': dict(model.image_results)}
     if world.is_main and results:
         metrics = opt['val']['metrics']
-        logger.info('\n' + results_table(results, metrics))
-        protocol = {name: describe_metric(options) for name, options in metrics.items()}
+        logger.info('\n' + results_table(results, opt['val']))
+        protocol = {name: describe_metric(options, opt['val']) for name, options in metrics.items()}
         report = {'name': opt['name'], 'protocol': protocol, 'datasets': results}
         write_text_atomic(Path(opt['path']['results_root']) / 'metrics.json', json.dumps(report, indent=2) + '\n')
 
 
-def results_table(results: dict[str, Any], metrics: dict[str, Any]) -> str:
+def results_table(results: dict[str, Any], val: dict[str, Any]) -> str:
     """Means as a table of plain text, a line a data set, with the protocol below."""
+    metrics = val['metrics']
     width = max(len(name) for name in (*results, 'data set'))
     columns = {name: max(len(name), 9) for name in metrics}
     lines = ['  '.join(['data set'.ljust(width), *(name.rjust(size) for name, size in columns.items())])]
     for dataset, row in results.items():
         cells = [f'{row["mean"][name]:.4f}'.rjust(size) for name, size in columns.items()]
         lines.append('  '.join([dataset.ljust(width), *cells]))
-    lines += [f'{name}: {describe_metric(options)}, on uint8' for name, options in metrics.items()]
+    lines += [f'{name}: {describe_metric(options, val)}' for name, options in metrics.items()]
     return '\n'.join(lines)
 
 

@@ -91,7 +91,7 @@ def test_two_ranks_test_as_one(here):
         reports[name] = json.loads((here / 'results' / name / 'metrics.json').read_text())
         assert len(list((here / 'results' / name / 'visualization/held_out').glob(f'*_{name}.png'))) == 2
     assert reports['alone']['datasets'] == reports['both']['datasets']
-    assert reports['both']['protocol'] == {'psnr': 'calculate_psnr on Y, border 2'}
+    assert reports['both']['protocol'] == {'psnr': 'calculate_psnr on Y, border 2, uint8'}
 
 
 def test_sigterm_to_torchrun_saves_on_both_ranks(here):

@@ -22,15 +22,13 @@ from hat_plugin.engine.ema import update_ema
 from hat_plugin.engine.optimizers import LearningRate, build_optimizer
 from hat_plugin.engine.options import RootOptions
 from hat_plugin.errors import HatPluginError, TrainingError
+from hat_plugin.losses.pretrained import VGG19_FILE, missing_weights
 from hat_plugin.models import states
 from hat_plugin.models.inference import convert, precision_of, restore_batch
 from hat_plugin.models.step import StepMixin
 from hat_plugin.models.validation import ValidationMixin
 
-# Where BasicSR's PerceptualLoss looks before torchvision downloads.
-VGG_FILE = Path('experiments/pretrained_models/vgg19-dcbb9e9d.pth')
 SLOTS = ('pix', 'percep', 'style', 'gan')  # what the losses of BasicSR's slots are called in the log
-VGG_URL = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
 
 
 class RestorationModel(StepMixin, ValidationMixin, SRModel):
@@ -175,10 +173,9 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
         except (OSError, RuntimeError) as error:
             if not options or options.get('type') != 'PerceptualLoss':
                 raise
-            raise HatPluginError(
-                f'train: perceptual_opt: the weights of {options.get("vgg_type", "vgg19")} could not be loaded or'
-                f' downloaded ({error}). Put {VGG_URL} under {VGG_FILE.resolve()}, or set perceptual_opt: ~'
-            ) from error
+            vgg = options.get('vgg_type', 'vgg19')
+            missing = missing_weights(vgg, error, VGG19_FILE if vgg == 'vgg19' else None)
+            raise HatPluginError(f'train: perceptual_opt: {missing}, or set perceptual_opt: ~') from error
 
     def setup_optimizers(self) -> None:
         """The optimiser of ``net_g`` over the parameters that ask for gradients."""

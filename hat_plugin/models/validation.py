@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -46,7 +47,7 @@ class ValidationMixin:
     test: Callable[[], None]
 
     def validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool = False) -> None:
-        """Restore each picture, measure it on 8 bits, log the means.
+        """Restore each picture, measure it (on 8 bits but for ``use_image: false``), log the means.
 
         Collective: with several ranks each must call it. Any loader will do; one of ours reads only this rank's part.
 
@@ -104,24 +105,26 @@ class ValidationMixin:
     ) -> dict[str, float]:
         self.feed_data(data)
         self.test()
-        restored = tensor2img([self.output.cpu()])
         if save_img:
-            imwrite(restored, str(self._image_path(dataset_name, image_name, current_iter)))
-        metric_options = (self.opt['val'] or {}).get('metrics') or {}
-        if self.gt is None:
-            pair = {'img': restored}
-            alone = {name: options for name, options in metric_options.items() if not needs_truth(options)}
-            return {name: float(calculate_metric(pair, options)) for name, options in alone.items()}
-        truth = tensor2img([self.gt.cpu()])
-        if truth.shape != restored.shape:
+            path = self._image_path(dataset_name, image_name, current_iter)
+            imwrite(as_picture(self.output, use_image=True), str(path))
+        if self.gt is not None and self.gt.shape != self.output.shape:
+            restored, truth = (tuple(tensor.shape[1:]) for tensor in (self.output, self.gt))
             raise DataError(
-                f'{dataset_name}/{image_name}: restored {restored.shape}, ground truth {truth.shape}; the ground truth'
+                f'{dataset_name}/{image_name}: restored {restored}, ground truth {truth}; the ground truth'
                 f' must be scale ({self.opt.get("scale", 1)}) times the input; `basicsr check` lists all such pictures'
             )
-        pair = {'img': restored, 'img2': truth}
+
+        @cache  # most runs want one of the two kinds
+        def pictures(use_image: bool) -> dict[str, np.ndarray]:
+            tensors = {'img': self.output} if self.gt is None else {'img': self.output, 'img2': self.gt}
+            return {name: as_picture(tensor, use_image=use_image) for name, tensor in tensors.items()}
+
+        val = self.opt['val'] or {}
         return {
-            name: float(calculate_metric(pair if needs_truth(options) else {'img': restored}, options))
-            for name, options in metric_options.items()
+            name: measure(pictures(uses_image(options, val)), options)
+            for name, options in (val.get('metrics') or {}).items()
+            if self.gt is not None or not needs_truth(options)
         }
 
     def _initialize_best_metric_results(self, dataset_name: str) -> None:
@@ -167,9 +170,9 @@ class ValidationMixin:
             if value != value:
                 get_root_logger().warning(f'{dataset_name}: {name} is not a number; is crop_border too large for it?')
         how = 'whole pictures' if not tiles else f'{tiles} of {len(rows)} in tiles, which changes the figures slightly'
-        protocol = '; '.join(f'{name}: {describe_metric(settings)}' for name, settings in options.items())
-        numbers = 'uint8' if precision_of(self.opt) == 'fp32' else f'uint8, computed in {precision_of(self.opt)}'
-        get_root_logger().log(logging.INFO, f'{dataset_name}: {len(measured)} pictures, {numbers}, {how}; {protocol}')
+        protocol = '; '.join(f'{name}: {describe_metric(each, self.opt["val"])}' for name, each in options.items())
+        computed = '' if precision_of(self.opt) == 'fp32' else f'computed in {precision_of(self.opt)}, '
+        get_root_logger().log(logging.INFO, f'{dataset_name}: {len(measured)} pictures, {computed}{how}; {protocol}')
 
     def get_current_visuals(self) -> dict[str, Tensor]:
         """The last picture's ``lq``, ``result`` and, where known, ``gt``, on the CPU."""
@@ -188,12 +191,47 @@ def picture_name(lq_path: str, dataset_opt: dict[str, Any]) -> str:
     return path.stem
 
 
+def as_picture(batch: Tensor, *, use_image: bool) -> np.ndarray:
+    """What a metric sees of a restored picture or a truth.
+
+    Args:
+        batch: (1, C, H, W), RGB or gray; clipped to [0, 1].
+        use_image: uint8, as a saved picture has it; else float64, not rounded.
+
+    Returns:
+        (H, W, 3), BGR, or (H, W), in 0..255.
+    """
+    if use_image:
+        return tensor2img([batch.cpu()])
+    return tensor2img([batch.cpu()], out_type=np.float32).astype(np.float64) * 255
+
+
+def uses_image(options: dict[str, Any], val: dict[str, Any]) -> bool:
+    """Whether a metric is taken of uint8 pictures: its own ``use_image``, else that of ``val`` (NAFNet's), else yes."""
+    said = (section.get('use_image') for section in (options, val))
+    return next((value for value in said if value is not None), True)
+
+
+def measure(pictures: dict[str, np.ndarray], options: dict[str, Any]) -> float:
+    """One metric of one picture.
+
+    Args:
+        pictures: the restored one as ``img``, and the truth, if there is one, as ``img2``; see `as_picture`.
+        options: the metric's section: `type`, its arguments, and what validation reads for itself.
+    """
+    if not needs_truth(options):
+        pictures = {'img': pictures['img']}
+    arguments = {key: value for key, value in options.items() if key not in ('better', 'use_image')}
+    return float(calculate_metric(pictures, arguments))
+
+
 def needs_truth(options: dict[str, Any]) -> bool:
     """Whether a metric compares with a ground truth (PSNR), or looks at the picture alone (NIQE)."""
     return 'img2' in inspect.signature(METRIC_REGISTRY.get(options['type'])).parameters
 
 
-def describe_metric(options: dict[str, Any]) -> str:
-    """One phrase that says how a metric is taken: 'calculate_psnr on Y, border 4'."""
+def describe_metric(options: dict[str, Any], val: dict[str, Any]) -> str:
+    """One phrase that says how a metric is taken: 'calculate_psnr on Y, border 4, uint8'."""
     channel = 'Y' if options.get('test_y_channel') else 'RGB'
-    return f'{options["type"]} on {channel}, border {options.get("crop_border", 0)}'
+    numbers = 'uint8' if uses_image(options, val) else 'float'
+    return f'{options["type"]} on {channel}, border {options.get("crop_border", 0)}, {numbers}'

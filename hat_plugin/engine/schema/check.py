@@ -9,7 +9,6 @@ from typing import Any
 from hat_plugin.engine.schema.classes import (
     NETWORK,
     class_problems,
-    metric_problems,
     optimizer_problems,
     registered,
     registered_names,
@@ -17,7 +16,8 @@ from hat_plugin.engine.schema.classes import (
 )
 from hat_plugin.engine.schema.data import dataset_problems
 from hat_plugin.engine.schema.fit import fit_problems
-from hat_plugin.engine.schema.losses import LISTED_LOSS, LOSS, loss_problems
+from hat_plugin.engine.schema.losses import LISTED_LOSS, LOSS, loss_problems, patch_shape
+from hat_plugin.engine.schema.metrics import metric_problems
 from hat_plugin.engine.schema.models import ModelFacts, model_facts
 from hat_plugin.engine.schema.report import nearest, section_of, section_problems, unregistered_line
 from hat_plugin.engine.schema.sections import LoggerOptions, PathOptions
@@ -105,17 +105,18 @@ def _train_problems(opt: Mapping[str, Any], facts: ModelFacts) -> Problems:
         found = scheduler_problems(train['scheduler'], ('train', 'scheduler'))
         # A model of somebody else's may bring its own schedules.
         problems += [line for line in found if not (facts.foreign and 'is no known' in line)]
-    return [*problems, *_loss_problems(train, facts)]
+    return [*problems, *_loss_problems(opt, facts)]
 
 
-def _loss_problems(train: Mapping[str, Any], facts: ModelFacts) -> Problems:
+def _loss_problems(opt: Mapping[str, Any], facts: ModelFacts) -> Problems:
     problems: Problems = []
+    train, shape = section_of(opt, 'train'), patch_shape(opt)
     for slot in LOSS_SLOTS:
         if isinstance(train.get(slot), Mapping):
-            problems += loss_problems(LOSS, train[slot], ('train', slot), paired=slot == 'pixel_opt')
+            problems += loss_problems(LOSS, train[slot], ('train', slot), shape=shape if slot == 'pixel_opt' else None)
     losses = train.get('losses')
     for index, section in enumerate(losses if isinstance(losses, list) else []):
-        problems += loss_problems(LISTED_LOSS, section, ('train', 'losses', index), paired=True)
+        problems += loss_problems(LISTED_LOSS, section, ('train', 'losses', index), shape=shape)
     if train.get('total_batch_size') and 'sum' in _reductions(train):
         problems.append(
             'train: total_batch_size: with reduction: sum a loss depends on how it is split; write reduction: mean'

@@ -148,23 +148,6 @@ def _default_mismatch(parameter: inspect.Parameter, value: Any, place: Place) ->
     return []
 
 
-def metric_problems(metrics: Any, place: Place) -> list[str]:
-    """Check ``val: metrics:``, a section of named metrics."""
-    if not isinstance(metrics, Mapping):
-        return [f'{at(place)}: {shown(metrics)} stands where a section of named metrics is wanted']
-    problems = []
-    for name, section in metrics.items():
-        where = (*place, name)
-        problems += class_problems(METRIC, section, where)
-        if isinstance(section, Mapping) and section.get('better', 'higher') not in ['higher', 'lower']:
-            better = shown(section['better'])
-            problems.append(f"{at((*where, 'better'))}: {better}: 'higher' or 'lower' is wanted")
-        border = section.get('crop_border', 0) if isinstance(section, Mapping) else 0
-        if isinstance(border, bool) or not isinstance(border, int) or border < 0:
-            problems.append(f'{at((*where, "crop_border"))}: {shown(border)}: a number of pixels is wanted, 0 or more')
-    return problems
-
-
 def optimizer_problems(section: Any, place: Place) -> list[str]:
     """Check ``optim_g`` or ``optim_d``."""
     target, problems = find_class(OPTIMISER, section, place)
@@ -241,7 +224,6 @@ def _schedule_names() -> Iterable[str]:
 
 
 NETWORK = of_registry('ARCH_REGISTRY', 'network')
-METRIC = of_registry('METRIC_REGISTRY', 'metric', given=('img', 'img2'), also=('better',))
 OPTIMISER = Kind(
     'optimiser', 'an optimiser, Adam say', _find_optimizer, _optimizer_names, given=('params',), open=False
 )
@@ -249,14 +231,18 @@ SCHEDULE = Kind(
     'schedule', 'a schedule, MultiStepLR say', _find_schedule, _schedule_names, given=('optimizer',), open=False
 )
 
+# What raises where values are wrong, or where something that they need is missing.
+REFUSALS: tuple[type[Exception], ...] = (HatPluginError, TypeError, ValueError, LookupError, AttributeError)
+REFUSALS += (ArithmeticError, AssertionError, RuntimeError)
+
 
 def trial(build: Callable[[], Any], place: Place) -> list[str]:
-    """Whether an optimiser or a schedule takes its values, by making one for a single number."""
+    """Whether a class takes its values, by making one of them and using it once."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             build()
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
+    except REFUSALS as error:
         return [f'{at(place)}: refused: {" ".join(str(error).split()) or type(error).__name__}']
     return []
 

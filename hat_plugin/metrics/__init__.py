@@ -1,0 +1,1 @@
+"""The metrics that METRIC_REGISTRY gets: each measures one restored picture."""
