@@ -15,6 +15,7 @@ from hat_plugin.engine.schema.report import Place, at, section_problems
 from hat_plugin.engine.schema.values import (
     Count,
     CountOrZero,
+    Counts,
     Flag,
     FolderName,
     Int,
@@ -46,6 +47,9 @@ class LoaderOptions(Section):
     dataset_enlarge_ratio: Positive = Field(default=1, description='how often the data set counts as an epoch')
     num_worker_per_gpu: CountOrZero | None = Field(default=None, description='processes that read pictures')
     batch_size_per_gpu: Count = Field(default=1, description='pictures in a step of one device')
+    mini_batch_sizes: Counts | None = Field(default=None, description='pictures in a step of one device, by stage')
+    iters: Counts | None = Field(default=None, description='iterations of each stage; the last goes on to the end')
+    gt_sizes: Counts | None = Field(default=None, description='side of a training patch of the ground truth, by stage')
     prefetch_mode: Literal['cpu', 'cuda'] | None = Field(
         default=None, description='cpu: at least one process reads ahead; cuda: batches are copied to the GPU ahead'
     )
