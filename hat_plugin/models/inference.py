@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -61,13 +62,14 @@ def restore_batch(net: nn.Module, lq: Tensor, opt: dict[str, Any]) -> tuple[Tens
         net: the network, in eval mode.
         lq: (B, C, H, W), RGB in [0, 1].
         opt: the run's options: ``scale``, ``tile: {tile_size, tile_pad}`` and ``val: precision`` where given,
-            ``network_g: window_size``.
+            ``network_g: window_size``, ``val: window_size`` (pictures are padded to multiples of it).
 
     Returns:
         (B, C, H * scale, W * scale) in float32, and whether it was put together from tiles.
     """
     scale = int(opt.get('scale') or 1)
     window = int((opt.get('network_g') or {}).get('window_size') or getattr(net, 'window_size', 1) or 1)
+    window = math.lcm(window, int((opt.get('val') or {}).get('window_size') or 1))
     tile_opt = opt.get('tile')
     forward = AnySize(net, window, scale, precision_of(opt))
     if tile_opt is None:

@@ -158,6 +158,16 @@ def dataset_schema(target: Any, *, training: bool) -> type[BaseModel] | None:
     return create_model(f'{name}Options', __base__=LoaderOptions, **fields)
 
 
+def renamed(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set's section in its class's words: NAFNet's files say ``use_flip`` where BasicSR says ``use_hflip``."""
+    target = DATASET.find(section.get('type'))
+    schema = dataset_schema(target, training=False) if target is not None else None
+    keys = schema.model_fields.keys() if schema is not None else set()
+    if 'use_flip' in keys or 'use_hflip' not in keys or 'use_hflip' in section:
+        return dict(section)
+    return {'use_hflip' if key == 'use_flip' else key: value for key, value in section.items()}
+
+
 def required_keys(name: Any) -> set[str]:
     """The keys that a data set of that type cannot do without in validation."""
     target = DATASET.find(name)
@@ -170,6 +180,7 @@ def dataset_problems(section: Any, place: Place, *, training: bool) -> list[str]
     target, problems = find_class(DATASET, section, place)
     if not isinstance(section, Mapping):
         return problems
+    section = renamed(section)
     for key in (*_NEEDED, *(_NEEDED_IN_TRAINING if training else ())):
         if section.get(key) is None:
             meaning = LoaderOptions.model_fields[key].description

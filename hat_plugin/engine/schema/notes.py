@@ -77,9 +77,15 @@ def _path_notes(opt: Mapping[str, Any]) -> list[str]:
 def _model_notes(opt: Mapping[str, Any], is_train: bool) -> list[str]:
     """What the model does not read, where it is known."""
     model, train = opt['model_type'], opt.get('train') or {}
-    facts, found = model_facts(model), []
+    facts = model_facts(model)
     if facts.foreign:
         return []
+    found: list[str] = []
+    for place, schema in (('train', facts.train), ('val', facts.val)) if is_train else (('val', facts.val),):
+        pairs = schema.without_effect(opt.get(place) or {})
+        found += [f'{place}: {key}: has no effect here: {reason}' for key, reason in pairs]
+    if opt.get('tile') and (opt.get('val') or {}).get('grids'):
+        found.append('tile: has no effect here: val: grids cuts the pictures')
     if is_train and not facts.adversarial:
         reason = f'{model} trains without a discriminator'
         found += [f'train: {key}: has no effect here: {reason}' for key in _FOR_GANS if train.get(key) is not None]

@@ -113,6 +113,7 @@ class ValOptions(Section):
     suffix: FolderName | None = None
     pbar: Flag | None = None
     metrics: Mapping | None = None
+    use_image: Flag | None = None
     at_start: Flag | None = None
     precision: Literal['fp32', 'bf16'] | None = None
 

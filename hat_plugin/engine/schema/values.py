@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from collections.abc import Mapping as MappingType
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -83,6 +85,11 @@ class Section(BaseModel):
     """A section whose keys are all known."""
 
     model_config = ConfigDict(extra='forbid', hide_input_in_errors=True)
+
+    @classmethod
+    def without_effect(cls, section: MappingType[str, Any]) -> Iterator[tuple[str, str]]:
+        """(key, reason) of what a section says that changes nothing, beside what `notes` knows of all files."""
+        return iter(())
 
 
 def takes_whole(schema: type[BaseModel]) -> set[str]:
