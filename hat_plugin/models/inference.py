@@ -54,6 +54,13 @@ def convert(net: nn.Module, precision: Precision) -> nn.Module:
     return net
 
 
+def window_of(net: nn.Module, opt: dict[str, Any]) -> int:
+    """What pictures are padded to multiples of: the network's window, and ``val: window_size`` of Restormer's files."""
+    own = (opt.get('network_g') or {}).get('window_size') or getattr(net, 'window_size', 1) or 1
+    own = getattr(net, 'size_multiple', own)  # a U-Net's: the window at its deepest level
+    return math.lcm(int(own), int((opt.get('val') or {}).get('window_size') or 1))
+
+
 @torch.no_grad()
 def restore_batch(net: nn.Module, lq: Tensor, opt: dict[str, Any]) -> tuple[Tensor, bool]:
     """Restore a batch of one or more pictures.
@@ -68,8 +75,7 @@ def restore_batch(net: nn.Module, lq: Tensor, opt: dict[str, Any]) -> tuple[Tens
         (B, C, H * scale, W * scale) in float32, and whether it was put together from tiles.
     """
     scale = int(opt.get('scale') or 1)
-    window = int((opt.get('network_g') or {}).get('window_size') or getattr(net, 'window_size', 1) or 1)
-    window = math.lcm(window, int((opt.get('val') or {}).get('window_size') or 1))
+    window = window_of(net, opt)
     tile_opt = opt.get('tile')
     forward = AnySize(net, window, scale, precision_of(opt))
     if tile_opt is None:
