@@ -49,6 +49,17 @@ def test_published_training_files_pass_basicsr_check(name: str, tmp_path: Path, 
     assert 'the training options are right' in done.out
 
 
+@pytest.mark.parametrize('name', ['restormer_real', 'nafnet_gopro_32'])
+def test_basicsr_check_reports_on_the_stage_that_needs_most(name: str, tmp_path: Path, cli: Any) -> None:
+    opt = {**stood_in(name), 'network_g': {**STAND_IN_NETWORK, 'in_chans': 3}}
+    file = tmp_path / 'stood_in.yml'
+    file.write_text(yaml.safe_dump(opt, sort_keys=False))
+    done = cli('check', '--no-data', '-opt', file)
+    assert done.code == 0, done.err
+    wanted = {'restormer_real': '4 x 192x192', 'nafnet_gopro_32': '4 x 256x256'}[name]
+    assert f'memory of a training step of {wanted}: about' in done.out
+
+
 @pytest.mark.parametrize('name', TESTING)
 def test_published_test_files_pass_basicsr_check(name: str, tmp_path: Path, cli: Any) -> None:
     if absent := missing(TESTING[name]):

@@ -208,7 +208,8 @@ def _drop_empty(opt: Options) -> None:
 def _prepare_whole_numbers(opt: Options) -> None:
     """Files write them as 5e3, too."""
     facts = model_facts(opt.get('model_type'))
-    schemas = {'train': facts.train, 'val': facts.val, 'logger': LoggerOptions, 'tile': TileOptions}
+    schemas: dict[str, type[Section]] = {'train': facts.train, 'val': facts.val}
+    schemas |= {'logger': LoggerOptions, 'tile': TileOptions}
     whole = [(takes_whole(RealDegradationOptions), opt)]
     whole += [(takes_whole(schema), opt.get(key) or {}) for key, schema in schemas.items()]
     whole += [({'gt_size', *takes_whole(LoaderOptions)}, section) for section in opt['datasets'].values()]

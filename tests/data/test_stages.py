@@ -10,6 +10,7 @@ import torch
 from hat_plugin.data.build import build_dataset
 from hat_plugin.data.lmdb_io import LmdbReader
 from hat_plugin.data.loader import build_train_loader
+from hat_plugin.engine.options import registered
 from hat_plugin.engine.stages import Stages
 from hat_plugin.errors import DataError
 
@@ -69,6 +70,14 @@ def test_imagenets_pairs_grow_too(pairs: Pairs) -> None:
     del opt['dataroot_lq']
     found = batches(opt, 7)
     assert [(len(batch['gt']), batch['gt'].shape[-1]) for batch in found] == SHAPES
+
+
+@pytest.mark.skipif(registered('DATASET_REGISTRY', 'Dataset_GaussianDenoising') is None, reason='not registered')
+def test_restormers_noise_grows_too(pairs: Pairs) -> None:
+    opt = {key: value for key, value in pairs.options(**PLAN).items() if key not in ('use_hflip', 'use_rot')}
+    opt.update(type='Dataset_GaussianDenoising', scale=1, dataroot_lq='none', in_ch=3, geometric_augs=True,
+               sigma_type='random', sigma_range=[0, 50])  # fmt: skip
+    assert [(len(batch['lq']), batch['lq'].shape[-1]) for batch in batches(opt, 7)] == SHAPES
 
 
 @pytest.mark.parametrize('kind', ['PairedCropDataset', 'PairedImageDataset'])

@@ -45,7 +45,7 @@ def moved(model: ImageCleanModel, batch: dict[str, torch.Tensor]) -> float:
     before = nn.utils.parameters_to_vector(model.net_g.parameters()).detach().clone()
     model.feed_data(batch)
     model.optimize_parameters(1)
-    return float((nn.utils.parameters_to_vector(model.net_g.parameters()) - before).norm())
+    return float((nn.utils.parameters_to_vector(model.net_g.parameters()).detach() - before).norm())
 
 
 # -- clipping --------------------------------------------------------------------------------------------------------
