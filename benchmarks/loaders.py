@@ -14,6 +14,7 @@ from benchmarks.settings import Settings
 from benchmarks.timing import Sample
 from hat_plugin.data.build import build_dataset
 from hat_plugin.data.loader import build_train_loader
+from hat_plugin.engine.stages import Stages
 
 WORKERS, BATCH = 2, 8
 # Batches that wait in a queue while other loaders have their turn: torch's two for each worker, and one in hand.
@@ -81,7 +82,9 @@ def start(options: dict[str, Any]) -> Running:
         batches = iter(build_dataloader(dataset, {**options, **common}, sampler=endless, seed=0))
     else:
         batches = iter(
-            build_train_loader(dataset, options, seed=0, rank=0, world_size=1, batch_size=BATCH, num_workers=WORKERS)
+            build_train_loader(
+                dataset, options, seed=0, rank=0, world_size=1, stages=Stages.constant(BATCH), num_workers=WORKERS
+            )
         )
     next(batches)  # workers start with the first batch
     started = [child.pid for child in multiprocessing.active_children() if child.pid not in before]

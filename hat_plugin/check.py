@@ -26,6 +26,7 @@ from hat_plugin.engine.options import (
     registered,
 )
 from hat_plugin.engine.schema.data import option_of
+from hat_plugin.engine.stages import largest_stage
 from hat_plugin.errors import CheckpointError, HatPluginError, OptionsError
 
 PICTURE = 256
@@ -140,12 +141,12 @@ def _report_cost(net: nn.Module, opt: Options) -> None:
 
     channels = _channels(net, opt['network_g'])
     train = opt['datasets'].get('train') or {}
-    gt_size = train.get('gt_size') if opt['is_train'] else None
+    batch, gt_size = largest_stage(train) if opt['is_train'] else (1, None)
     side = int(gt_size) // int(opt.get('scale') or 1) if gt_size else 64
     try:
         macs = count_macs(net, (1, channels, side, side))
         print(f'    MACs for a {side}x{side} input of {channels} channels: {macs}')
-        _report_memory(net, opt, (int(train.get('batch_size_per_gpu') or 1), channels, side, side))
+        _report_memory(net, opt, (batch, channels, side, side))
     except Exception as error:  # a network that asks for values, or takes several inputs
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         print(f'    MACs and memory: not counted ({reason})')

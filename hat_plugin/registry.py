@@ -25,11 +25,14 @@ TABLES: dict[str, dict[str, str]] = {
     'MODEL_REGISTRY': {
         'RestorationModel': 'hat_plugin.models.restoration_model:RestorationModel',
         'HATModel': 'hat_plugin.models.hat_model:HATModel',
+        'ImageCleanModel': 'hat_plugin.models.image_clean_model:ImageCleanModel',
+        'ImageRestorationModel': 'hat_plugin.models.image_restoration_model:ImageRestorationModel',
         'RealHATMSEModel': 'hat_plugin.models.realhat_model:RealHATMSEModel',
         'RealHATGANModel': 'hat_plugin.models.realhat_model:RealHATGANModel',
     },
     'DATASET_REGISTRY': {
         'PairedCropDataset': 'hat_plugin.data.paired_crop_dataset:PairedCropDataset',
+        'Dataset_PairedImage': 'hat_plugin.data.restormer_paired_dataset:Dataset_PairedImage',
         'ImageNetPairedDataset': 'hat_plugin.data.imagenet_paired_dataset:ImageNetPairedDataset',
         'FolderDataset': 'hat_plugin.data.folder_dataset:FolderDataset',
         'RealESRGANDataset': 'hat_plugin.data.realesrgan_dataset:RealESRGANDataset',

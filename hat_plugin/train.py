@@ -88,7 +88,7 @@ def _train(args: argparse.Namespace, opt: dict[str, Any], world: distributed.Wor
 
     data = TrainingData.build(opt, world)
     model = build_model(opt)
-    progress = resume(model, opt, data.total_batch, logger)
+    progress = resume(model, opt, data.stages, logger)
     if progress.seed is None or not fresh_seed:
         progress.seed = seed
     opt['manual_seed'] = progress.seed
@@ -197,7 +197,7 @@ class Training:
         model, progress = self.model, self.progress
         self.data_timer.record()
         progress.iteration += 1
-        progress.samples += self.data.total_batch
+        progress.samples += self.data.stages.at(progress.iteration).batch
         model.update_learning_rate(progress.iteration, warmup_iter=self.warmup)
         model.feed_data(batch)
         with self._saved_before_errors():

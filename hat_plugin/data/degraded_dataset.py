@@ -119,6 +119,11 @@ class DegradedDataset(Dataset[dict[str, Any]]):
         path = self.paths[index]
         return {'lq': finish(lq, self.options), 'gt': finish(gt, self.options), 'lq_path': path, 'gt_path': path}
 
+    @property
+    def gt_size(self) -> int:
+        """Side of a training patch. It is looked up for each sample: training by stages changes it on the way."""
+        return int(self.opt.get('gt_size') or 0)
+
     def read_options(self, opt: dict[str, Any]) -> Any:
         """The checked options of a block, an instance of `OPTIONS`."""
         return checked_options(self.OPTIONS, opt)
@@ -135,7 +140,7 @@ class DegradedDataset(Dataset[dict[str, Any]]):
         self, picture: Picture, name: str, random: np.random.RandomState
     ) -> tuple[np.ndarray, np.ndarray]:
         """Patches of LQ and ground truth, (gt_size, gt_size, C)."""
-        gt = self.clean(self.patch(picture, name, self.options.gt_size or 0), name)
+        gt = self.clean(self.patch(picture, name, self.gt_size), name)
         return self.degrade(gt, random), gt
 
     def patch(self, picture: Picture, name: str, side: int) -> np.ndarray:
@@ -151,7 +156,7 @@ class DegradedDataset(Dataset[dict[str, Any]]):
 
     def _small(self, name: str, size: tuple[int, int]) -> str:
         return (
-            f'{self.source.place(name)}: {size[0]}x{size[1]} is smaller than gt_size {self.options.gt_size}. Set '
+            f'{self.source.place(name)}: {size[0]}x{size[1]} is smaller than gt_size {self.gt_size}. Set '
             'small_images: pad or skip, or lower gt_size'
         )
 
@@ -161,5 +166,5 @@ class DegradedDataset(Dataset[dict[str, Any]]):
             return
         sizes = self.source.known_sizes()
         for name in self.names:
-            if name in sizes and min(sizes[name]) < (self.options.gt_size or 0):
+            if name in sizes and min(sizes[name]) < self.gt_size:
                 raise SmallImageError(self._small(name, sizes[name]))

@@ -76,7 +76,7 @@ class ImageNetPairedDataset(Dataset[dict[str, Any]]):
         """
         gt = self._ground_truth(whole(self.source.open(self.names[index])), index)
         if self.training:
-            side = self.options.gt_size // self.scale
+            side = self.gt_size // self.scale
             top, left = random_corner(gt.shape[0] // self.scale, gt.shape[1] // self.scale, side)
             lq, gt = self._reduced_patch(gt, top, left, side)
             lq, gt = random_flips([lq, gt], hflip=self.options.use_hflip, rotate=self.options.use_rot)
@@ -85,13 +85,18 @@ class ImageNetPairedDataset(Dataset[dict[str, Any]]):
         path = self.paths[index]
         return {'lq': finish(lq, self.options), 'gt': finish(gt, self.options), 'lq_path': path, 'gt_path': path}
 
+    @property
+    def gt_size(self) -> int:
+        """Side of a patch. It is looked up for each sample: training by stages changes it on the way."""
+        return int(self.opt['gt_size'])
+
     def _ground_truth(self, array: np.ndarray, index: int) -> np.ndarray:
         """Cut to a multiple of the scale; enlarged, and then float32 in [0, 1], where it is smaller than gt_size."""
         try:
             array = mod_crop(array, self.scale)
         except DataError as error:
             raise DataError(f'{self.source.place(self.names[index])}: {error}') from error
-        height, width = (max(side, self.options.gt_size) for side in array.shape[:2])
+        height, width = (max(side, self.gt_size) for side in array.shape[:2])
         if (height, width) == array.shape[:2]:
             return array
         values = array.astype(np.float32) / np.iinfo(array.dtype).max

@@ -79,7 +79,7 @@ class JPEGDataset(DegradedDataset):
         self, picture: Picture, name: str, random: np.random.RandomState
     ) -> tuple[np.ndarray, np.ndarray]:
         """Patches whose blocks begin at the corner, or anywhere: those are cut from a larger one after compression."""
-        side = self.options.gt_size or 0
+        side = self.gt_size
         larger = max(side, min(side + BLOCK - 1, *picture.size))
         if larger == side or random.random_sample() < 0.5:
             return super().training_pair(picture, name, random)

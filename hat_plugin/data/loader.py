@@ -18,10 +18,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from hat_plugin.data.options import loader_options
-from hat_plugin.data.sampler import GlobalBatchSampler, SampleOrder
+from hat_plugin.data.sampler import Draw, GlobalBatchSampler, SampleOrder
 from hat_plugin.data.seeded import Batch, Failure, SeededDataset, collate
 from hat_plugin.engine.options import LoaderOptions
 from hat_plugin.engine.signals import SIGNALS
+from hat_plugin.engine.stages import Stages
 from hat_plugin.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -75,13 +76,13 @@ class PictureLoader(DataLoader[Samples]):
 
 
 class _ListSampler:
-    """A fixed list of (number, index)."""
+    """A fixed list of samples, each numbered by its place."""
 
     def __init__(self, indices: range) -> None:
         self.indices = indices
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((index, index) for index in self.indices)
+    def __iter__(self) -> Iterator[Draw]:
+        return (Draw(index, index) for index in self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -94,8 +95,9 @@ def build_train_loader(
     seed: int,
     rank: int,
     world_size: int,
-    batch_size: int,
+    stages: Stages,
     start_sample: int = 0,
+    start_iteration: int = 0,
     num_workers: int,
 ) -> PictureLoader:
     """An endless loader that begins at global sample number `start_sample`.
@@ -109,8 +111,9 @@ def build_train_loader(
         seed: of the run, 0 or more; the same on all processes.
         rank: of this process.
         world_size: number of processes.
-        batch_size: samples an iteration for this process.
+        stages: samples an iteration over all processes, and sides of patches where they change on the way.
         start_sample: samples that all processes together have trained on before.
+        start_iteration: iterations in which they did.
         num_workers: processes that read pictures; 0 reads in this one, without touching its random generators.
 
     Raises:
@@ -118,7 +121,9 @@ def build_train_loader(
     """
     options = loader_options(dataset_opt)
     order = SampleOrder(len(dataset), seed=seed, shuffle=options.use_shuffle, enlarge=options.dataset_enlarge_ratio)
-    batches = GlobalBatchSampler(order, batch_size=batch_size, rank=rank, world_size=world_size, start=start_sample)
+    batches = GlobalBatchSampler(
+        order, stages, rank=rank, world_size=world_size, start=start_sample, iteration=start_iteration
+    )
     return PictureLoader(
         SeededDataset(dataset, seed=seed, **_skips(dataset_opt, options)),
         samples_per_epoch=order.samples_per_epoch,

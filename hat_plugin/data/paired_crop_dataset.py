@@ -67,7 +67,8 @@ class PairedCropDataset(Dataset[dict[str, Any]]):
         self.options = options = checked_options(self.OPTIONS, opt)
         self.scale = options.scale
         self.training = options.phase == 'train'
-        self.patch = self._patch_size()
+        if self.training:
+            self._check_patch()
         self.gt = open_source(options.dataroot_gt, options)
         self.lq = open_source(options.dataroot_lq, options)
         self.pairs, sizes = self._pairs()
@@ -107,19 +108,20 @@ class PairedCropDataset(Dataset[dict[str, Any]]):
         arrays = [lq.crop(top, left, side, side), gt.crop(top * scale, left * scale, side * scale, side * scale)]
         return random_flips(arrays, hflip=self.options.use_hflip, rotate=self.options.use_rot)
 
-    def _patch_size(self) -> int:
-        """Side of an LQ patch."""
-        if not self.training:
-            return 0
+    @property
+    def patch(self) -> int:
+        """Side of an LQ patch. It is looked up for each sample: training by stages changes it on the way."""
+        return int(self.opt['gt_size']) // self.scale
+
+    def _check_patch(self) -> None:
         gt_size = self.options.gt_size
         if gt_size is None or gt_size % self.scale:
             raise DataError(f'gt_size: {gt_size}: training needs a multiple of the scale, {self.scale}')
-        return gt_size // self.scale
 
     def _small(self, size: Size) -> str:
         return (
             f'LQ of {size[0]}x{size[1]} is smaller than the patch of {self.patch}x{self.patch} (gt_size '
-            f'{self.options.gt_size} / scale {self.scale}). Set small_images: pad or skip, or lower gt_size'
+            f'{self.opt["gt_size"]} / scale {self.scale}). Set small_images: pad or skip, or lower gt_size'
         )
 
     def _check_fit(self, lq: Size, gt: Size, index: int) -> None:

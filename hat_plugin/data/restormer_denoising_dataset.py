@@ -22,7 +22,6 @@ def _levels(value: Any) -> tuple[float, ...]:
 
 Levels = Annotated[tuple[float, ...], BeforeValidator(_levels)]
 """Standard deviations in units of 1 / 255: a number, kept as a tuple of one, or a list."""
-Sizes = Annotated[list[Count], Field(min_length=1)]
 
 
 class RestormerDenoisingOptions(LoaderOptions):
@@ -43,9 +42,6 @@ class RestormerDenoisingOptions(LoaderOptions):
         default=None, validate_default=True, description='a level (constant), [low, high] (random), or a list (choice)'
     )
     sigma_test: Levels | None = Field(default=None, validate_default=True, description='the level in validation')
-    mini_batch_sizes: Sizes | None = Field(default=None, description='patches a device in each stage of training')
-    iters: Sizes | None = Field(default=None, description='iterations of each stage')
-    gt_sizes: Sizes | None = Field(default=None, description="side of each stage's patches")
     small_images: Literal['pad'] = Field(default='pad', description='small pictures are mirrored, as Restormer does')
 
     @field_validator('gt_size', 'sigma_type', 'sigma_range', 'sigma_test')

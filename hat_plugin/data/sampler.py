@@ -6,15 +6,18 @@ Sample number k is counted over the whole training and over all processes. Its p
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from hat_plugin.engine.stages import Stages
 from hat_plugin.errors import HatPluginError
 
 
@@ -60,35 +63,56 @@ class SampleOrder:
         return int(self._permutation[position]) % self.length
 
 
-class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Endless batches of (sample number, data-set index) for one of `world_size` processes.
+@dataclass(frozen=True)
+class Draw:
+    """A sample that is to be read.
 
-    Global batch n holds the samples from start + n * batch_size * world_size on; process r takes every world_size-th
+    Attributes:
+        number: its global number, on which its randomness depends.
+        index: its place in the data set.
+        gt_size: side of the patch to cut from its ground truth; None: what the data set's options say.
+    """
+
+    number: int
+    index: int
+    gt_size: int | None = None
+
+
+class GlobalBatchSampler(Sampler[list[Draw]]):
+    """Endless batches for one of `world_size` processes.
+
+    A global batch holds as many consecutive samples as its iteration's stage says; process r takes every world_size-th
     of them, beginning with the r-th. So all processes together see what one process with the whole batch would see.
 
     Args:
         order: from sample number to index.
-        batch_size: samples an iteration for this process.
+        stages: sizes of batches (over all processes) and of patches, by iteration.
         rank: this process.
         world_size: number of processes.
         start: the first global sample number.
+        iteration: iterations that are done.
     """
 
-    def __init__(self, order: SampleOrder, *, batch_size: int, rank: int, world_size: int, start: int) -> None:
-        if batch_size < 1 or not 0 <= rank < world_size or start < 0:
-            raise ValueError(f'batch_size {batch_size}, rank {rank} of {world_size}, start {start}: impossible')
+    def __init__(
+        self, order: SampleOrder, stages: Stages, *, rank: int, world_size: int, start: int, iteration: int = 0
+    ) -> None:
+        batches = [stage.batch for stage in stages.stages]
+        if min(batches) < 1 or any(batch % world_size for batch in batches) or not 0 <= rank < world_size or start < 0:
+            raise ValueError(f'batches of {batches}, rank {rank} of {world_size}, start {start}: impossible')
         self.order = order
-        self.batch_size = batch_size
+        self.stages = stages
         self.rank = rank
         self.world_size = world_size
         self.start = start
+        self.iteration = iteration
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         base = self.start
-        while True:
-            numbers = range(base + self.rank, base + self.batch_size * self.world_size, self.world_size)
-            yield [(number, self.order[number]) for number in numbers]
-            base += self.batch_size * self.world_size
+        for iteration in itertools.count(self.iteration + 1):
+            stage = self.stages.at(iteration)
+            numbers = range(base + self.rank, base + stage.batch, self.world_size)
+            yield [Draw(number, self.order[number], stage.gt_size) for number in numbers]
+            base += stage.batch
 
 
 def seed_sample(seed: int, number: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from hat_plugin.data.sampler import preserved_random_state, seed_sample
+from hat_plugin.data.sampler import Draw, preserved_random_state, seed_sample
 from hat_plugin.errors import DataError
 
 MAX_REPLACEMENTS = 20
@@ -49,7 +49,10 @@ class Batch:
 
 
 class SeededDataset(Dataset[Loaded | Failure]):
-    """Wraps any data set: sample (number, index) is drawn with all generators seeded from (seed, number).
+    """Wraps any data set: a sample is drawn with all generators seeded from (seed, its number).
+
+    Where a draw says the side of its patch, it is written into the data set's ``opt['gt_size']`` first, which data sets
+    of BasicSR's kind look up for each sample.
 
     In the main process (no workers) the generators are given back afterwards, so that training draws the same numbers
     whether pictures are read by workers or not.
@@ -88,20 +91,19 @@ class SeededDataset(Dataset[Loaded | Failure]):
         """The wrapped data set's options: BasicSR's models ask for ``dataloader.dataset.opt['name']``."""
         return self.dataset.opt
 
-    def __getitem__(self, item: tuple[int, int]) -> Loaded | Failure:
-        number, index = item
+    def __getitem__(self, draw: Draw) -> Loaded | Failure:
         if get_worker_info() is not None:
-            return self._load(number, index)
+            return self._load(draw)
         with preserved_random_state():
-            return self._load(number, index)
+            return self._load(draw)
 
-    def _load(self, number: int, index: int) -> Loaded | Failure:
+    def _load(self, draw: Draw) -> Loaded | Failure:
         skipped: list[str] = []
         for attempt in range(MAX_REPLACEMENTS):
-            position = (index + attempt) % len(self.dataset)
-            seed_sample(self.seed, number)
+            position = (draw.index + attempt) % len(self.dataset)
+            seed_sample(self.seed, draw.number)
             try:
-                sample = self.dataset[position]
+                sample = self._sample(position, draw.gt_size)
             except Exception as error:  # another's data set may raise anything
                 message = self._message(error, position)
                 if not (self.skip_small if isinstance(error, SmallImageError) else self.skip_corrupt):
@@ -114,6 +116,20 @@ class SeededDataset(Dataset[Loaded | Failure]):
                 sample = {**sample, 'index': position}
             return Loaded(sample, tuple(skipped))
         return Failure(f'{MAX_REPLACEMENTS} pictures in a row were skipped; the last: {skipped[-1]}')
+
+    def _sample(self, position: int, gt_size: int | None) -> Any:
+        if gt_size is None:
+            return self.dataset[position]
+        self.dataset.opt['gt_size'] = gt_size
+        sample = self.dataset[position]
+        sides = tuple(sample['gt'].shape[-2:])
+        if sides != (gt_size, gt_size):
+            raise DataError(
+                f'{_path_of(self.dataset, position)}: {type(self.dataset).__name__} gave a patch of {sides} where the'
+                f" stage's gt_size is {gt_size}: it does not look opt['gt_size'] up for each sample, and cannot be"
+                ' trained on by stages; remove mini_batch_sizes, iters and gt_sizes, or take PairedCropDataset'
+            )
+        return sample
 
     def _message(self, error: Exception, index: int) -> str:
         """Our own errors name the file; others' are given its name, as far as the data set tells it."""

@@ -9,21 +9,28 @@ from typing import Any
 
 from hat_plugin.data.build import build_dataset
 from hat_plugin.data.loader import PictureLoader, build_train_loader, build_val_loader
-from hat_plugin.data.sampler import samples_per_epoch
+from hat_plugin.data.sampler import Draw, samples_per_epoch
 from hat_plugin.data.seeded import Failure, SeededDataset
 from hat_plugin.engine import distributed
 from hat_plugin.engine.resume import Progress
+from hat_plugin.engine.stages import Stages
 from hat_plugin.errors import DataError, HatPluginError
 
 
 def total_batch_size(opt: dict[str, Any]) -> int:
     """Samples an iteration over all ranks: ``train: total_batch_size``, or all their ``batch_size_per_gpu``."""
-    total = opt['train'].get('total_batch_size')
+    total, train_set = opt['train'].get('total_batch_size'), opt['datasets']['train']
     if total is None:
-        per_rank = opt['datasets']['train']['batch_size_per_gpu'] * (1 if opt['dist'] else max(opt['num_gpu'], 1))
+        per_rank = train_set['batch_size_per_gpu'] * (1 if opt['dist'] else max(opt['num_gpu'], 1))
         return int(per_rank * opt['world_size'])
     if total % opt['world_size']:
         raise HatPluginError(f'train: total_batch_size: {total} does not divide among {opt["world_size"]} ranks')
+    mini_batches = opt['world_size'] * train_set['batch_size_per_gpu']
+    if train_set.get('mini_batch_sizes') and total % mini_batches:
+        raise HatPluginError(
+            f'train: total_batch_size: {total} is no multiple of {mini_batches} (batch_size_per_gpu times ranks), which'
+            ' stages of other mini_batch_sizes need; choose one'
+        )
     return int(total)
 
 
@@ -33,7 +40,7 @@ class TrainingData:
 
     dataset: Any
     options: dict[str, Any]
-    total_batch: int
+    stages: Stages
     epoch_length: int
     val_loaders: list[PictureLoader]
 
@@ -47,7 +54,8 @@ class TrainingData:
                 val_set = build_dataset(options)
                 val_loaders.append(build_val_loader(val_set, options, rank=world.rank, world_size=world.size))
         epoch_length = samples_per_epoch(len(dataset), train_opt.get('dataset_enlarge_ratio') or 1)
-        return cls(dataset, train_opt, total_batch_size(opt), epoch_length, val_loaders)
+        stages = Stages.of(train_opt, total_batch_size(opt))
+        return cls(dataset, train_opt, stages, epoch_length, val_loaders)
 
     def probe(self) -> None:
         """Read one sample of each set: what only the pictures show is found before an older run is moved aside.
@@ -57,11 +65,12 @@ class TrainingData:
         Raises:
             DataError: a sample cannot be made, on whichever rank.
         """
-        sets = [SeededDataset(self.dataset, seed=0), *(loader.dataset for loader in self.val_loaders)]
+        draws: list[tuple[Any, Draw]] = [(SeededDataset(self.dataset, seed=0), Draw(0, 0, self.stages.at(1).gt_size))]
+        draws += [(loader.dataset, Draw(0, 0)) for loader in self.val_loaders]
         failure = ''
-        for dataset in sets:
+        for dataset, draw in draws:
             try:
-                found = _copy(dataset)[0, 0]
+                found = _copy(dataset)[draw]
             except TypeError:  # another's data set holds what cannot be copied
                 continue
             if isinstance(found, Failure):
@@ -84,25 +93,30 @@ class TrainingData:
             seed=progress.seed or 0,
             rank=world.rank,
             world_size=world.size,
-            batch_size=self.total_batch // world.size,
+            stages=self.stages,
             start_sample=progress.samples,
+            start_iteration=progress.iteration,
             num_workers=workers,
         )
         return iter(loader)
 
     def log(self, logger: Any, opt: dict[str, Any], total_iter: int) -> None:
         """BasicSR's training statistics."""
-        iterations = -(-self.epoch_length // self.total_batch)
+        first, *later = self.stages.stages
+        iterations = -(-self.epoch_length // first.batch)
+        epochs = -(-self.stages.samples_until(total_iter) // self.epoch_length)
         logger.info(
             'Training statistics:'
             f'\n\tNumber of train images: {len(self.dataset)}'
             f'\n\tDataset enlarge ratio: {self.options.get("dataset_enlarge_ratio", 1)}'
             f'\n\tBatch size per gpu: {self.options["batch_size_per_gpu"]}'
-            f'\n\tTotal batch size: {self.total_batch}'
+            f'\n\tTotal batch size: {first.batch}'
             f'\n\tWorld size (gpu number): {opt["world_size"]}'
             f'\n\tRequire iter number per epoch: {iterations}'
-            f'\n\tTotal epochs: {-(-total_iter // iterations)}; iters: {total_iter}.'
+            f'\n\tTotal epochs: {epochs}; iters: {total_iter}.'
         )
+        for stage in (first, *later) if later else ():
+            logger.info(f'From iteration {stage.first:,}: patches of {stage.gt_size}, batches of {stage.batch}.')
 
 
 def _copy(dataset: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer, lr_scheduler
 
+from hat_plugin.engine.schedules import CosineAnnealingRestartCyclicLR
 from hat_plugin.errors import HatPluginError
 
 
@@ -63,20 +64,27 @@ def torch_schedulers() -> dict[str, type[lr_scheduler.LRScheduler]]:
     }
 
 
+def known_schedulers() -> dict[str, type]:
+    """BasicSR's, Restormer's and NAFNet's schedulers under the names of their option files, and torch's."""
+    from basicsr.models import lr_scheduler as basicsr_schedulers
+
+    return {
+        **torch_schedulers(),
+        'MultiStepLR': basicsr_schedulers.MultiStepRestartLR,
+        'MultiStepRestartLR': basicsr_schedulers.MultiStepRestartLR,
+        'CosineAnnealingRestartLR': basicsr_schedulers.CosineAnnealingRestartLR,
+        'CosineAnnealingRestartCyclicLR': CosineAnnealingRestartCyclicLR,  # Restormer's
+        'TrueCosineAnnealingLR': lr_scheduler.CosineAnnealingLR,  # NAFNet's name for it
+    }
+
+
 def scheduler_class(name: str) -> type:
-    """BasicSR's schedulers under BasicSR's names, else torch's.
+    """The scheduler of a name in an option file.
 
     Raises:
         HatPluginError: there is none of that name.
     """
-    from basicsr.models import lr_scheduler as basicsr_schedulers
-
-    ours = {
-        'MultiStepLR': basicsr_schedulers.MultiStepRestartLR,
-        'MultiStepRestartLR': basicsr_schedulers.MultiStepRestartLR,
-        'CosineAnnealingRestartLR': basicsr_schedulers.CosineAnnealingRestartLR,
-    }
-    known = {**torch_schedulers(), **ours}
+    known = known_schedulers()
     if name not in known:
         raise HatPluginError(f'unknown scheduler {name!r}; known are {", ".join(sorted(known))}')
     return known[name]

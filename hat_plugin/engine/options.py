@@ -13,12 +13,12 @@ from typing import Any
 
 from hat_plugin.engine.schema.check import RUNTIME_KEYS, check_all
 from hat_plugin.engine.schema.classes import registered
-from hat_plugin.engine.schema.data import BackendOptions, LoaderOptions
+from hat_plugin.engine.schema.data import BackendOptions, LoaderOptions, renamed
 from hat_plugin.engine.schema.disk import missing_files
-from hat_plugin.engine.schema.models import RealDegradationOptions
+from hat_plugin.engine.schema.models import RealDegradationOptions, model_facts
 from hat_plugin.engine.schema.notes import inert_options, notes
 from hat_plugin.engine.schema.report import nearest, section_problems, shown
-from hat_plugin.engine.schema.sections import LoggerOptions, RootOptions, TileOptions, TrainOptions, ValOptions
+from hat_plugin.engine.schema.sections import LoggerOptions, RootOptions, TileOptions
 from hat_plugin.engine.schema.values import (
     Count,
     CountOrZero,
@@ -207,12 +207,9 @@ def _drop_empty(opt: Options) -> None:
 
 def _prepare_whole_numbers(opt: Options) -> None:
     """Files write them as 5e3, too."""
-    schemas: dict[str, type[Section]] = {
-        'train': TrainOptions,
-        'val': ValOptions,
-        'logger': LoggerOptions,
-        'tile': TileOptions,
-    }
+    facts = model_facts(opt.get('model_type'))
+    schemas: dict[str, type[Section]] = {'train': facts.train, 'val': facts.val}
+    schemas |= {'logger': LoggerOptions, 'tile': TileOptions}
     whole = [(takes_whole(RealDegradationOptions), opt)]
     whole += [(takes_whole(schema), opt.get(key) or {}) for key, schema in schemas.items()]
     whole += [({'gt_size', *takes_whole(LoaderOptions)}, section) for section in opt['datasets'].values()]
@@ -236,6 +233,7 @@ def _number_of_gpus(value: Any) -> int:
 
 
 def _prepare_datasets(opt: Options) -> None:
+    opt['datasets'] = {key: renamed(dataset) for key, dataset in opt['datasets'].items()}
     for key, dataset in opt['datasets'].items():
         dataset['phase'] = str(key).split('_')[0]
         if opt.get('scale') is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hat_plugin.engine import distributed
 from hat_plugin.engine.checkpoint import check_whole, numbered_states, read_torch_file
+from hat_plugin.engine.stages import Stages
 from hat_plugin.errors import CheckpointError
 
 
@@ -32,13 +33,13 @@ class Progress:
         return {'samples': self.samples, 'seed': self.seed, 'validated': self.validated}
 
 
-def resume(model: Any, opt: dict[str, Any], total_batch: int, logger: Any) -> Progress:
+def resume(model: Any, opt: dict[str, Any], stages: Stages, logger: Any) -> Progress:
     """Restore the model from ``path: resume_state`` or, with --auto_resume, the newest good checkpoint of the run.
 
     Args:
         model: built from the options.
         opt: the options.
-        total_batch: samples an iteration; it tells where in the stream of samples a state of BasicSR's is.
+        stages: samples an iteration; they tell where in the stream of samples a state of BasicSR's is.
         logger: for warnings about what was skipped.
 
     Collective: with several ranks all resume from the same state.
@@ -55,7 +56,7 @@ def resume(model: Any, opt: dict[str, Any], total_batch: int, logger: Any) -> Pr
     for path in distributed.from_main(candidates):
         progress, failure = Progress(), None
         try:
-            progress = _resume_from(model, path, total_batch, logger)
+            progress = _resume_from(model, path, stages, logger)
         except CheckpointError as error:
             failure = str(error)
         # All ranks or none: one that fell back alone (a file that its machine cannot see) would train something else.
@@ -79,7 +80,7 @@ def resume(model: Any, opt: dict[str, Any], total_batch: int, logger: Any) -> Pr
     return Progress()
 
 
-def _resume_from(model: Any, path: Path, total_batch: int, logger: Any) -> Progress:
+def _resume_from(model: Any, path: Path, stages: Stages, logger: Any) -> Progress:
     check_whole(path)
     state = read_torch_file(path)
     if not isinstance(state, dict) or not {'iter', 'optimizers'} <= state.keys():
@@ -98,6 +99,6 @@ def _resume_from(model: Any, path: Path, total_batch: int, logger: Any) -> Progr
     finally:
         folders['models'] = own
     saved = state.get('progress') or {}
-    samples = saved.get('samples', state['iter'] * total_batch)
+    samples = saved.get('samples', stages.samples_until(state['iter']))
     logger.info(f'Resuming training from epoch: {state.get("epoch", 0)}, iter: {state["iter"]}.')
     return Progress(state['iter'], samples, saved.get('seed'), saved.get('validated', int(state['iter'])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -53,6 +54,13 @@ def convert(net: nn.Module, precision: Precision) -> nn.Module:
     return net
 
 
+def window_of(net: nn.Module, opt: dict[str, Any]) -> int:
+    """What pictures are padded to multiples of: the network's window, and ``val: window_size`` of Restormer's files."""
+    own = (opt.get('network_g') or {}).get('window_size') or getattr(net, 'window_size', 1) or 1
+    own = getattr(net, 'size_multiple', own)  # a U-Net's: the window at its deepest level
+    return math.lcm(int(own), int((opt.get('val') or {}).get('window_size') or 1))
+
+
 @torch.no_grad()
 def restore_batch(net: nn.Module, lq: Tensor, opt: dict[str, Any]) -> tuple[Tensor, bool]:
     """Restore a batch of one or more pictures.
@@ -61,14 +69,13 @@ def restore_batch(net: nn.Module, lq: Tensor, opt: dict[str, Any]) -> tuple[Tens
         net: the network, in eval mode.
         lq: (B, C, H, W), RGB in [0, 1].
         opt: the run's options: ``scale``, ``tile: {tile_size, tile_pad}`` and ``val: precision`` where given,
-            ``network_g: window_size``.
+            ``network_g: window_size``, ``val: window_size`` (pictures are padded to multiples of it).
 
     Returns:
         (B, C, H * scale, W * scale) in float32, and whether it was put together from tiles.
     """
     scale = int(opt.get('scale') or 1)
-    window = int((opt.get('network_g') or {}).get('window_size') or getattr(net, 'window_size', 1) or 1)
-    window = int(getattr(net, 'size_multiple', window))  # a U-Net's: the window at its deepest level
+    window = window_of(net, opt)
     tile_opt = opt.get('tile')
     forward = AnySize(net, window, scale, precision_of(opt))
     if tile_opt is None:

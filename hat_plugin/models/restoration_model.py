@@ -248,6 +248,10 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
         """The EMA network where there is one, else the network itself, unwrapped."""
         return self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
 
+    def restore(self, net: nn.Module) -> tuple[Tensor, bool]:
+        """``self.lq`` through a network, (B, C, H * scale, W * scale), and whether in tiles; a hook for `test`."""
+        return restore_batch(net, self.lq, self.opt)
+
     def test(self) -> None:
         """Restore ``self.lq`` into ``self.output`` (float32); modes of the networks are as before afterwards.
 
@@ -258,7 +262,7 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
         training = net.training
         net.eval()
         try:
-            self.output, self.tiled = restore_batch(net, self.lq, self.opt)
+            self.output, self.tiled = self.restore(net)
         finally:
             net.train(training)
         if not bool(torch.isfinite(self.output).all()):

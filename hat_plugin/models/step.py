@@ -10,6 +10,7 @@ from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
 from hat_plugin.engine import distributed
+from hat_plugin.engine.stages import micro_batch_size
 from hat_plugin.errors import TrainingError
 
 AUTOCAST = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -43,11 +44,11 @@ class StepMixin:
         return torch.autocast(self.device.type, dtype=dtype, enabled=self.amp is not None)
 
     def micro_batches(self) -> list[tuple[Tensor, Tensor]]:
-        """The batch in parts of ``batch_size_per_gpu``, so that a large total batch fits into memory."""
+        """The batch in parts of ``batch_size_per_gpu`` (of its stage), so that a large total batch fits into memory."""
         assert self.gt is not None
         if not self.opt['train'].get('total_batch_size'):
             return [(self.lq, self.gt)]
-        size = self.opt['datasets']['train']['batch_size_per_gpu']
+        size = micro_batch_size(self.opt, self.lq.shape[0], distributed.current_world().size)
         return list(zip(self.lq.split(size), self.gt.split(size), strict=True))
 
     def apply_step(self, optimizer: torch.optim.Optimizer, net: nn.Module, current_iter: int) -> bool:

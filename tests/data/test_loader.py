@@ -17,8 +17,9 @@ import torch
 
 from hat_plugin.data.build import build_dataset
 from hat_plugin.data.loader import build_train_loader, build_val_loader
-from hat_plugin.data.sampler import GlobalBatchSampler, SampleOrder
+from hat_plugin.data.sampler import Draw, GlobalBatchSampler, SampleOrder
 from hat_plugin.data.seeded import Batch
+from hat_plugin.engine.stages import Stages
 from hat_plugin.errors import DataError, HatPluginError
 
 from .conftest import Pairs
@@ -37,7 +38,7 @@ def batches(
         seed=7,
         rank=rank,
         world_size=world,
-        batch_size=size,
+        stages=Stages.constant(size * world),
         start_sample=start,
         num_workers=workers,
     )
@@ -115,8 +116,8 @@ def test_order_is_frozen() -> None:
     """A golden: the order of a run must not change with a later version, or resumed runs would differ."""
     order = SampleOrder(10, seed=2**40 + 5)
     assert [order[k] for k in range(20)] == GOLDEN
-    sampler = iter(GlobalBatchSampler(order, batch_size=2, rank=1, world_size=3, start=6))
-    assert next(sampler) == [(7, GOLDEN[7]), (10, GOLDEN[10])]
+    sampler = iter(GlobalBatchSampler(order, Stages.constant(6), rank=1, world_size=3, start=6))
+    assert next(sampler) == [Draw(7, GOLDEN[7]), Draw(10, GOLDEN[10])]
 
 
 def test_impossible_runs_are_refused(pairs: Pairs) -> None:
@@ -144,7 +145,7 @@ def test_corrupt_picture_is_skipped_counted_and_logged_where_wanted(
     bad.write_bytes(b'')
     opt = pairs.options(on_corrupt='skip')
     loader = build_train_loader(
-        build_dataset(opt), opt, seed=1, rank=0, world_size=1, batch_size=7, num_workers=workers
+        build_dataset(opt), opt, seed=1, rank=0, world_size=1, stages=Stages.constant(7), num_workers=workers
     )
     with caplog.at_level(logging.WARNING):
         iterator = iter(loader)
@@ -184,13 +185,16 @@ class _Dying:
 
 
 def test_killed_worker_is_told_with_likely_causes() -> None:
-    loader = build_train_loader(_Dying(), {'name': 'x'}, seed=0, rank=0, world_size=1, batch_size=1, num_workers=1)
+    loader = build_train_loader(
+        _Dying(), {'name': 'x'}, seed=0, rank=0, world_size=1, stages=Stages.constant(1), num_workers=1
+    )
     with pytest.raises(DataError, match='shm-size'):
         next(iter(loader))
 
 
 DIES_WITH_A_LOADER = """
 from hat_plugin.data.loader import build_train_loader
+from hat_plugin.engine.stages import Stages
 
 class Numbers:
     opt = {}
@@ -199,7 +203,7 @@ class Numbers:
 
 def train():
     for batch in build_train_loader(
-        Numbers(), {'name': 'x'}, seed=0, rank=0, world_size=1, batch_size=1, num_workers=1
+        Numbers(), {'name': 'x'}, seed=0, rank=0, world_size=1, stages=Stages.constant(1), num_workers=1
     ):
         raise MemoryError('as on a GPU')
 
@@ -232,7 +236,9 @@ def test_val_loader_shards_in_order_with_index(pairs: Pairs) -> None:
 
 def test_prefetch_mode_cpu_reads_in_a_process(pairs: Pairs) -> None:
     opt = pairs.options(prefetch_mode='cpu', num_prefetch_queue=3)
-    loader = build_train_loader(build_dataset(opt), opt, seed=7, rank=0, world_size=1, batch_size=3, num_workers=0)
+    loader = build_train_loader(
+        build_dataset(opt), opt, seed=7, rank=0, world_size=1, stages=Stages.constant(3), num_workers=0
+    )
     assert (loader.num_workers, loader.prefetch_factor) == (1, 3)
     assert same([next(iter(loader))], batches(pairs.options(), 1))
 

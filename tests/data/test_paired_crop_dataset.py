@@ -229,11 +229,12 @@ class TestSmallImages:
 
     def test_skip_replaces_unknown_ones(self, small: Pairs) -> None:
         from hat_plugin.data.loader import build_train_loader
+        from hat_plugin.engine.stages import Stages
 
         for policy, stops in (('skip', False), ('error', True)):
             opt = small.options(small_images=policy, on_corrupt='skip')  # on_corrupt is about damaged files alone
             loader = build_train_loader(
-                build_dataset(opt), opt, seed=0, rank=0, world_size=1, batch_size=8, num_workers=0
+                build_dataset(opt), opt, seed=0, rank=0, world_size=1, stages=Stages.constant(8), num_workers=0
             )
             if stops:
                 with pytest.raises(DataError, match=r'tiny\.png'):

@@ -19,6 +19,7 @@ from basicsr.utils.img_process_util import filter2D
 from hat_plugin.data.build import build_dataset
 from hat_plugin.data.degradations import PairPool, SecondOrderDegradation
 from hat_plugin.data.loader import build_train_loader
+from hat_plugin.engine.stages import Stages
 from hat_plugin.errors import HatPluginError, OptionsError
 from hat_plugin.models.realhat_model import RealHATGANModel, RealHATMSEModel
 
@@ -127,7 +128,13 @@ def first_batches(opt: dict[str, Any], count: int, side: int = 112) -> list[dict
     """Batches of the data set, whose 400x400 are cut to be quick."""
     block = opt['datasets']['train']
     loader = build_train_loader(
-        build_dataset(block), block, seed=0, rank=0, world_size=1, batch_size=block['batch_size_per_gpu'], num_workers=0
+        build_dataset(block),
+        block,
+        seed=0,
+        rank=0,
+        world_size=1,
+        stages=Stages.constant(block['batch_size_per_gpu']),
+        num_workers=0,
     )
     iterator = iter(loader)
     batches = [next(iterator) for _ in range(count)]

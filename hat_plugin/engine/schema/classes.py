@@ -218,9 +218,9 @@ def _find_schedule(name: Any) -> Callable[..., Any] | None:
 
 
 def _schedule_names() -> Iterable[str]:
-    from hat_plugin.engine.optimizers import torch_schedulers
+    from hat_plugin.engine.optimizers import known_schedulers
 
-    return {*torch_schedulers(), 'MultiStepLR', 'MultiStepRestartLR', 'CosineAnnealingRestartLR'}
+    return known_schedulers()
 
 
 NETWORK = of_registry('ARCH_REGISTRY', 'network')

@@ -16,6 +16,7 @@ from hat_plugin.engine.schema.values import (
     NO_FOLDER,
     Count,
     CountOrZero,
+    Counts,
     Flag,
     FolderName,
     Int,
@@ -47,6 +48,9 @@ class LoaderOptions(Section):
     dataset_enlarge_ratio: Positive = Field(default=1, description='how often the data set counts as an epoch')
     num_worker_per_gpu: CountOrZero | None = Field(default=None, description='processes that read pictures')
     batch_size_per_gpu: Count = Field(default=1, description='pictures in a step of one device')
+    mini_batch_sizes: Counts | None = Field(default=None, description='pictures in a step of one device, by stage')
+    iters: Counts | None = Field(default=None, description='iterations of each stage; the last goes on to the end')
+    gt_sizes: Counts | None = Field(default=None, description='side of a training patch of the ground truth, by stage')
     prefetch_mode: Literal['cpu', 'cuda'] | None = Field(
         default=None, description='cpu: at least one process reads ahead; cuda: batches are copied to the GPU ahead'
     )
@@ -155,6 +159,16 @@ def dataset_schema(target: Any, *, training: bool) -> type[BaseModel] | None:
     return create_model(f'{name}Options', __base__=LoaderOptions, **fields)
 
 
+def renamed(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set's section in its class's words: NAFNet's files say ``use_flip`` where BasicSR says ``use_hflip``."""
+    target = DATASET.find(section.get('type'))
+    schema = dataset_schema(target, training=False) if target is not None else None
+    keys = schema.model_fields.keys() if schema is not None else set()
+    if 'use_flip' in keys or 'use_hflip' not in keys or 'use_hflip' in section:
+        return dict(section)
+    return {'use_hflip' if key == 'use_flip' else key: value for key, value in section.items()}
+
+
 def required_keys(name: Any) -> set[str]:
     """The keys that a data set of that type cannot do without in validation."""
     target = DATASET.find(name)
@@ -176,6 +190,7 @@ def dataset_problems(section: Any, place: Place, *, training: bool) -> list[str]
     target, problems = find_class(DATASET, section, place)
     if not isinstance(section, Mapping):
         return problems
+    section = renamed(section)
     for key in (*_NEEDED, *(_NEEDED_IN_TRAINING if training else ())):
         if section.get(key) is None:
             meaning = LoaderOptions.model_fields[key].description

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from hat_plugin.engine.schema.classes import registered
 from hat_plugin.engine.schema.data import dataset_schema
 from hat_plugin.engine.schema.report import section_of, shown
+from hat_plugin.engine.schema.stages import stage_problems
+from hat_plugin.engine.schema.values import positive_whole, world_size
 
 Problems = list[str]
 # How sections say that their pictures have one channel; otherwise they have three.
@@ -21,7 +22,7 @@ def fit_problems(opt: Mapping[str, Any], *, is_train: bool) -> Problems:
         *_scale_problems(opt, is_train),
         *_channel_problems(opt),
         *_batch_problems(opt),
-        *(_schedule_problems(opt) if is_train else ()),
+        *((*_schedule_problems(opt), *stage_problems(opt)) if is_train else ()),
         *_name_problems(opt),
     ]
 
@@ -29,7 +30,7 @@ def fit_problems(opt: Mapping[str, Any], *, is_train: bool) -> Problems:
 def _channel_problems(opt: Mapping[str, Any]) -> Problems:
     """Pictures must have as many channels as the network takes; only where both say it in BasicSR's words."""
     name = next((key for key in ('in_chans', 'num_in_ch') if key in section_of(opt, 'network_g')), None)
-    wanted = _whole(section_of(opt, 'network_g')[name]) if name else 0
+    wanted = positive_whole(section_of(opt, 'network_g')[name]) if name else 0
     problems: Problems = []
     for key, section in section_of(opt, 'datasets').items() if wanted else []:
         keys = _keys(section)
@@ -54,13 +55,13 @@ def _keys(section: Any) -> set[str]:
 
 def _scale_problems(opt: Mapping[str, Any], is_train: bool) -> Problems:
     problems: Problems = []
-    scale, upscale = _whole(opt.get('scale')), _whole(section_of(opt, 'network_g').get('upscale'))
+    scale, upscale = positive_whole(opt.get('scale')), positive_whole(section_of(opt, 'network_g').get('upscale'))
     if scale and upscale and scale != upscale:
         problems.append(
             f'network_g: upscale: {upscale} differs from the top-level scale: {scale}; write the same number in both'
         )
     for key, section in section_of(opt, 'datasets').items() if is_train else []:
-        gt_size = _whole(section.get('gt_size')) if isinstance(section, Mapping) else 0
+        gt_size = positive_whole(section.get('gt_size')) if isinstance(section, Mapping) else 0
         if scale and gt_size % scale:
             near = gt_size // scale * scale
             remedy = f'write {near + scale}' + (f' or {near}' if near else '')
@@ -69,22 +70,22 @@ def _scale_problems(opt: Mapping[str, Any], is_train: bool) -> Problems:
 
 
 def _batch_problems(opt: Mapping[str, Any]) -> Problems:
-    total = _whole(section_of(opt, 'train').get('total_batch_size'))
-    world_size = _whole(opt.get('world_size')) or _world_size()
-    if total % world_size == 0:
+    total = positive_whole(section_of(opt, 'train').get('total_batch_size'))
+    ranks = positive_whole(opt.get('world_size')) or world_size()
+    if total % ranks == 0:
         return []
-    remedy = f'write a multiple of {world_size}'
-    return [f'train: total_batch_size: {total} cannot be shared by {world_size} processes; {remedy}']
+    remedy = f'write a multiple of {ranks}'
+    return [f'train: total_batch_size: {total} cannot be shared by {ranks} processes; {remedy}']
 
 
 def _schedule_problems(opt: Mapping[str, Any]) -> Problems:
     """A schedule that ends before the training does would stop it in the middle."""
     train = section_of(opt, 'train')
-    schedule, total = section_of(train, 'scheduler'), _whole(train.get('total_iter'))
-    lengths = {'total_steps': _whole(schedule.get('total_steps'))}
+    schedule, total = section_of(train, 'scheduler'), positive_whole(train.get('total_iter'))
+    lengths = {'total_steps': positive_whole(schedule.get('total_steps'))}
     periods, weights = schedule.get('periods'), schedule.get('restart_weights', [1])
     if isinstance(periods, list) and isinstance(weights, list) and len(periods) == len(weights):  # else refused anyway
-        lengths['periods'] = sum(_whole(period) for period in periods)
+        lengths['periods'] = sum(positive_whole(period) for period in periods)
     return [
         f'train: scheduler: {key}: ends after {length} of {total} iterations (total_iter); make it as long'
         for key, length in lengths.items()
@@ -104,16 +105,3 @@ def _name_problems(opt: Mapping[str, Any]) -> Problems:
         if holder != key:
             problems.append(f'datasets: {key}: name: {shown(name)} is taken by {holder}; give it another')
     return problems
-
-
-def _world_size() -> int:
-    """Number of processes, as torchrun tells it."""
-    value = os.environ.get('WORLD_SIZE', '')
-    return int(value) if value.isdecimal() and int(value) > 0 else 1
-
-
-def _whole(value: Any) -> int:
-    """A positive whole number, or 0 for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) > 1e12:
-        return 0
-    return max(0, int(value)) if value == int(value) else 0

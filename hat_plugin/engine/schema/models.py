@@ -100,8 +100,9 @@ _BASICSR = {
 def model_facts(name: Any) -> ModelFacts:
     """What the model of that name reads.
 
-    A model class says it by ``OPTIONS``, the pydantic model of the top level, and ``ADVERSARIAL``. It must say so
-    itself: a class that inherits them may read more.
+    A model class says it by ``OPTIONS``, the pydantic model of the top level, and by ``TRAIN_OPTIONS``, ``VAL_OPTIONS``
+    and ``ADVERSARIAL`` where they are others than usual. It must say so itself: a class that inherits them may read
+    more.
 
     Args:
         name: what stands after ``model_type:``; where that is no text, another line of the report tells.
@@ -112,5 +113,6 @@ def model_facts(name: Any) -> ModelFacts:
     if model is None:
         return _FOREIGN
     if 'OPTIONS' in vars(model):
-        return ModelFacts(model.OPTIONS, adversarial=getattr(model, 'ADVERSARIAL', False))
+        sections = getattr(model, 'TRAIN_OPTIONS', TrainOptions), getattr(model, 'VAL_OPTIONS', ValOptions)
+        return ModelFacts(model.OPTIONS, *sections, adversarial=getattr(model, 'ADVERSARIAL', False))
     return _BASICSR.get(model.__name__, _FOREIGN) if model.__module__.startswith('basicsr.') else _FOREIGN

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 from hat_plugin.engine.schema.data import required_keys
 from hat_plugin.engine.schema.models import model_facts
+from hat_plugin.engine.stages import STAGE_KEYS
 
 _FOR_TRAINING = ('use_shuffle', 'batch_size_per_gpu', 'dataset_enlarge_ratio', 'gt_size', 'use_hflip', 'use_rot')
+_AUGMENTATIONS = ('use_flip', 'geometric_augs')  # as NAFNet's and Restormer's files call them
 _FOR_GANS = ('optim_d', 'gan_opt', 'ldl_opt', 'feature_matching_opt', 'net_d_iters', 'net_d_init_iters')
 # What this plugin's models read on top of BasicSR's: section -> keys.
 _EXTENSIONS = {
@@ -54,7 +57,7 @@ def _data_notes(opt: Mapping[str, Any], is_train: bool) -> list[str]:
         if key.split('_')[0] != 'train':
             found += [
                 f'datasets: {key}: {name}: has no effect here: it is for training'
-                for name in _FOR_TRAINING
+                for name in (*_FOR_TRAINING, *_AUGMENTATIONS, *STAGE_KEYS)
                 if section.get(name) is not None and name not in required_keys(section.get('type'))
             ]
     return found
@@ -74,9 +77,15 @@ def _path_notes(opt: Mapping[str, Any]) -> list[str]:
 def _model_notes(opt: Mapping[str, Any], is_train: bool) -> list[str]:
     """What the model does not read, where it is known."""
     model, train = opt['model_type'], opt.get('train') or {}
-    facts, found = model_facts(model), []
+    facts = model_facts(model)
     if facts.foreign:
         return []
+    found: list[str] = []
+    for place, schema in (('train', facts.train), ('val', facts.val)) if is_train else (('val', facts.val),):
+        pairs = schema.without_effect(opt.get(place) or {})
+        found += [f'{place}: {key}: has no effect here: {reason}' for key, reason in pairs]
+    if opt.get('tile') and (opt.get('val') or {}).get('grids'):
+        found.append('tile: has no effect here: val: grids cuts the pictures')
     if is_train and not facts.adversarial:
         reason = f'{model} trains without a discriminator'
         found += [f'train: {key}: has no effect here: {reason}' for key in _FOR_GANS if train.get(key) is not None]
@@ -99,6 +108,11 @@ def _schedule_notes(opt: Mapping[str, Any]) -> list[str]:
         found.append(f'train: scheduler: milestones: {late} come at or after total_iter {int(total)}')
     if warmup > total:
         found.append(f'train: warmup_iter: {int(warmup)} is longer than the training ({int(total)})')
+    train_set = opt['datasets']['train']
+    begins = list(accumulate(train_set.get('iters') or ()))[:-1]
+    if begins and begins[-1] >= total:
+        never = sum(begin >= total for begin in begins)
+        found.append(f'datasets: train: iters: the last {never} of {len(begins) + 1} stages begin after {int(total)}')
     ema = train.get('ema_decay')
     if ema and total * (1 - ema) < 5:
         found.append(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from collections.abc import Mapping as MappingType
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -64,6 +67,7 @@ def _plain_folder_name(value: str) -> str:
 
 Int = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Counts = Annotated[list[Count], Field(min_length=1)]
 CountOrZero = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
@@ -84,6 +88,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra='forbid', hide_input_in_errors=True)
 
+    @classmethod
+    def without_effect(cls, section: MappingType[str, Any]) -> Iterator[tuple[str, str]]:
+        """(key, reason) of what a section says that changes nothing, beside what `notes` knows of all files."""
+        return iter(())
+
 
 def takes_whole(schema: type[BaseModel]) -> set[str]:
     """The keys of a section that are whole numbers."""
@@ -92,3 +101,16 @@ def takes_whole(schema: type[BaseModel]) -> set[str]:
 
 def _is_whole(annotation: Any) -> bool:
     return annotation is int or any(_is_whole(part) for part in get_args(annotation))
+
+
+def positive_whole(value: Any) -> int:
+    """A positive whole number, or 0 for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) > 1e12:
+        return 0
+    return max(0, int(value)) if value == int(value) else 0
+
+
+def world_size() -> int:
+    """Number of processes, as torchrun tells it."""
+    value = os.environ.get('WORLD_SIZE', '')
+    return int(value) if value.isdecimal() and int(value) > 0 else 1
