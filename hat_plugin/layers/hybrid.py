@@ -17,6 +17,7 @@ from hat_plugin.layers.attention import (
     gather_bias,
     image_backend,
     merge_heads,
+    prefers_whole,
     split_heads,
     takes_image,
 )
@@ -74,7 +75,7 @@ class HAB(nn.Module):
 
     def forward(self, x: Tensor, tables: WindowTables) -> Tensor:
         """(B, H, W, C) to the same shape; H and W are multiples of the window."""
-        if use_strips(x, self) and self.attn.image_backend(x) is None:
+        if use_strips(x, self) and not prefers_whole(x, self.attn.relative_position_bias_table):
             return self._in_strips(x, tables)
         x = x + self._attend_and_convolve(self.norm1(x), tables)
         return x + self.drop_path(self.mlp(self.norm2(x)))
@@ -128,7 +129,7 @@ class OCAB(nn.Module):
 
     def forward(self, x: Tensor, tables: WindowTables) -> Tensor:
         """(B, H, W, C) to the same shape; H and W are multiples of the window."""
-        if use_strips(x, self) and image_backend(x, self.relative_position_bias_table) is None:
+        if use_strips(x, self) and not prefers_whole(x, self.relative_position_bias_table):
             return self._in_strips(x, tables)
         x = x + self.proj(self._attend(self.norm1(x), tables.overlap_index))
         return x + self.mlp(self.norm2(x))

@@ -45,6 +45,12 @@ def chunk_windows(x: Tensor, window_size: int) -> int:
     return max(1, tokens // (window_size * window_size))
 
 
+def is_one_chunk(x: Tensor) -> bool:
+    """Whether all windows of (B, H, W, C) are worked on at a time anyway: cutting them out then gains no memory."""
+    batch, height, width, _ = x.shape
+    return batch * height * width <= (_CUDA_TOKENS if x.is_cuda else _CORE_TOKENS * torch.get_num_threads())
+
+
 def map_rows(x: Tensor) -> int:
     """How many rows of a feature map (B, H, W, C) to work on at a time, 1 or more."""
     _, height, width, _ = x.shape
