@@ -186,14 +186,12 @@ class NAFNetLocal(NAFNet):
         super().__init__(img_channel, width, middle_blk_num, enc_blk_nums, dec_blk_nums, use_checkpoint)
         if len(train_size) != 4 or min(train_size) < 1:
             raise ValueError(f'train_size {list(train_size)}: give (B, C, H, W), such as (1, 3, 256, 256) as published')
-        levels = [
-            *enumerate(self.encoders),
-            *enumerate(reversed(self.decoders)),
-            (len(self.encoders), self.middle_blks),
-        ]
+        deepest = len(enc_blk_nums)
+        levels = [*enumerate(self.encoders), (deepest, self.middle_blks), *enumerate(reversed(self.decoders))]
         for level, blocks in levels:
             kernel_size = (self._kernel_side(train_size[2], level), self._kernel_side(train_size[3], level))
             for block in blocks.children():
+                assert isinstance(block, NAFBlock)
                 block.sca[0] = LocalAveragePool(kernel_size)
 
     def _kernel_side(self, patch: int, level: int) -> int:

@@ -26,3 +26,26 @@ class ChannelNorm(nn.Module):
         return F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps).permute(
             0, 3, 1, 2
         )
+
+
+class BiasFreeNorm(nn.Module):
+    """Give each pixel's channels variance 1 and leave their mean, scaled with them; then a learned scale.
+
+    A network of such normalisations and convolutions without bias can do at any noise level what it learned at one.
+
+    Args:
+        channels: of the feature map.
+        eps: added to the variance.
+
+    Source: "Robust and Interpretable Blind Image Denoising via Bias-Free Convolutional Neural Networks" (ICLR 2020).
+    """
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        variance = x.var(1, correction=0, keepdim=True)
+        return x * (variance + self.eps).rsqrt() * self.weight.view(-1, 1, 1)
