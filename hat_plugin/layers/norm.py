@@ -23,9 +23,8 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape, channels last in memory."""
-        return F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps).permute(
-            0, 3, 1, 2
-        )
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
 
 
 class BiasFreeNorm(nn.Module):
@@ -47,5 +46,6 @@ class BiasFreeNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        variance = x.var(1, correction=0, keepdim=True)
-        return x * (variance + self.eps).rsqrt() * self.weight.view(-1, 1, 1)
+        wide = torch.promote_types(x.dtype, torch.float32)  # squares of half precision overflow
+        variance = x.to(wide).var(1, correction=0, keepdim=True)
+        return x * (variance + self.eps).rsqrt().to(x.dtype) * self.weight.view(-1, 1, 1)
