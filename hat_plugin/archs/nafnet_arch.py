@@ -24,7 +24,7 @@ class NAFBlock(nn.Module):
     Args:
         channels: of the feature map.
 
-    Source: NAFNet, section 4.2 and figure 3c.
+    Source: NAFNet, section 4 and figure 3.
     """
 
     def __init__(self, channels: int) -> None:
@@ -50,7 +50,7 @@ class NAFBlock(nn.Module):
 
 
 def simple_gate(x: Tensor) -> Tensor:
-    """The product of the channels' two halves, (B, 2 C, H, W) to (B, C, H, W). Source: NAFNet, section 4.1."""
+    """The product of the channels' two halves, (B, 2 C, H, W) to (B, C, H, W). Source: NAFNet, section 4."""
     first, second = x.chunk(2, dim=1)
     return first * second
 

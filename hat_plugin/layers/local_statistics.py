@@ -17,7 +17,8 @@ class LocalAveragePool(nn.Module):
         kernel_size: height and width of the window in pixels, 1 or more. Near the border, where no whole window fits,
             stands what the nearest pixel with a whole one has.
 
-    Source: "Improving Image Restoration by Revisiting Global Information Aggregation" (TLC, ECCV 2022), section 3.3.
+    Source: the test-time local converter of "Improving Image Restoration by Revisiting Global Information Aggregation"
+    (TLC, ECCV 2022).
     """
 
     def __init__(self, kernel_size: tuple[int, int]) -> None:

@@ -165,7 +165,7 @@ def test_the_rivals_are_found(architecture: str, arguments: dict[str, Any], tmp_
         ({'enc_blk_nums': [2, 2, 4, 8], 'middle_blk_num': 12, 'dec_blk_nums': [2, 2, 2, 2]}, 'NAFNet'),
     ],
 )
-def test_nafnets_are_restored_with_as_they_are_tested(arguments: dict[str, Any], name: str, tmp_path: Path) -> None:
+def test_nafnets_are_restored_as_they_are_tested(arguments: dict[str, Any], name: str, tmp_path: Path) -> None:
     torch.save(build('NAFNet', {'width': 2, **arguments}).state_dict(), tmp_path / 'net.pth')
     network = load_network(tmp_path / 'net.pth', device='cpu')
     assert type(network.net.net).__name__ == name
