@@ -26,6 +26,7 @@ from hat_plugin.engine.options import (
     registered,
 )
 from hat_plugin.engine.schema.data import option_of
+from hat_plugin.engine.schema.values import INPUT_CHANNELS
 from hat_plugin.engine.stages import largest_stage
 from hat_plugin.errors import CheckpointError, HatPluginError, OptionsError
 
@@ -180,7 +181,7 @@ def _report_memory(net: nn.Module, opt: Options, batch_shape: tuple[int, int, in
 
 def _channels(net: nn.Module, options: Mapping[str, Any]) -> int:
     """Channels of the input, by the names that networks give them."""
-    for name in ('in_chans', 'num_in_ch', 'in_channels', 'inp_channels', 'img_channel'):
+    for name in INPUT_CHANNELS:
         value = options.get(name, getattr(net, name, None))
         if value is None and name in inspect.signature(type(net)).parameters:
             value = inspect.signature(type(net)).parameters[name].default

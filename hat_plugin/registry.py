@@ -21,6 +21,9 @@ TABLES: dict[str, dict[str, str]] = {
     'ARCH_REGISTRY': {
         'HAT': 'hat_plugin.archs.hat_arch:HAT',
         'HATUNet': 'hat_plugin.archs.hat_unet_arch:HATUNet',
+        'NAFNet': 'hat_plugin.archs.nafnet_arch:NAFNet',
+        'NAFNetLocal': 'hat_plugin.archs.nafnet_arch:NAFNetLocal',
+        'Restormer': 'hat_plugin.archs.restormer_arch:Restormer',
     },
     'MODEL_REGISTRY': {
         'RestorationModel': 'hat_plugin.models.restoration_model:RestorationModel',

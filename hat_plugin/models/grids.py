@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hat_plugin.models.inference import AnySize, precision_of, window_of
+from hat_plugin.models.inference import AnySize, padding_of, precision_of
 
 
 def crop_starts(length: int, crop: int, scale: int) -> list[int]:
@@ -55,7 +55,7 @@ def restore_in_grids(net: nn.Module, lq: Tensor, opt: dict[str, Any]) -> tuple[T
             for top, left in corners
         ]
     )
-    forward = AnySize(net, window_of(net, opt), scale, precision_of(opt))
+    forward = AnySize(net, padding_of(net, opt), scale, precision_of(opt))
     restored = torch.cat([forward(part) for part in crops.split(int(val.get('max_minibatch') or len(crops)))])
     total = restored.new_zeros(1, restored.shape[1], height, width)
     count = restored.new_zeros(1, 1, height, width)

@@ -21,7 +21,7 @@ class AnySize(nn.Module):
 
     Args:
         net: maps (B, C, h, w) to (B, C, h * scale, w * scale).
-        pad_to: h and w that `net` is given are multiples of this (BasicSR's SwinIR needs it, HAT pads itself).
+        pad_to: h and w that `net` is given are multiples of this (BasicSR's SwinIR needs it); mirrored.
         scale: enlargement.
         precision: 'bf16' computes products and convolutions in bfloat16 and the rest in float32, by weights that
             `convert` converted, else by autocast; 'fp32' in what the weights are.
@@ -55,10 +55,19 @@ def convert(net: nn.Module, precision: Precision) -> nn.Module:
 
 
 def window_of(net: nn.Module, opt: dict[str, Any]) -> int:
-    """What pictures are padded to multiples of: the network's window, and ``val: window_size`` of Restormer's files."""
+    """What tiles are multiples of: the network's window, and ``val: window_size`` of Restormer's files."""
     own = (opt.get('network_g') or {}).get('window_size') or getattr(net, 'window_size', 1) or 1
     own = getattr(net, 'size_multiple', own)  # a U-Net's: the window at its deepest level
-    return math.lcm(int(own), int((opt.get('val') or {}).get('window_size') or 1))
+    return math.lcm(int(own), _asked_for(opt))
+
+
+def padding_of(net: nn.Module, opt: dict[str, Any]) -> int:
+    """What pictures are padded to multiples of: `window_of`, unless the network pads in a way of its own (NAFNet's)."""
+    return _asked_for(opt) if hasattr(net, 'size_multiple') else window_of(net, opt)
+
+
+def _asked_for(opt: dict[str, Any]) -> int:
+    return int((opt.get('val') or {}).get('window_size') or 1)
 
 
 @torch.no_grad()
@@ -77,7 +86,7 @@ def restore_batch(net: nn.Module, lq: Tensor, opt: dict[str, Any]) -> tuple[Tens
     scale = int(opt.get('scale') or 1)
     window = window_of(net, opt)
     tile_opt = opt.get('tile')
-    forward = AnySize(net, window, scale, precision_of(opt))
+    forward = AnySize(net, padding_of(net, opt), scale, precision_of(opt))
     if tile_opt is None:
         tile: int | Literal['auto'] = 'auto'
         overlap = 2 * window

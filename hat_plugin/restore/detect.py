@@ -29,7 +29,7 @@ class Detected:
         arguments: for the constructor.
         scale: enlargement.
         channels: of pictures in and out.
-        window: inputs are cut into windows of this side; 1 for none.
+        window: sides that the network works on are multiples of this; 1 for any.
         assumed: what the weights do not show and was taken as published, one phrase each.
     """
 
@@ -134,6 +134,43 @@ def _swinir_training_size(weights: StateDict, window: int) -> int:
     return window if whole else 8 * window
 
 
+def _read_restormer(weights: StateDict, scale: int | None) -> Detected:
+    """Restormer in any size; all of it is visible."""
+    dim, channels = weights['patch_embed.proj.weight'].shape[:2]
+    levels = ('encoder_level1', 'encoder_level2', 'encoder_level3', 'latent')
+    # Any factor that gives the deepest level its hidden width gives the others theirs, which are halves, rounded down.
+    deepest, hidden = weights['latent.0.ffn.project_out.weight'].shape[:2]
+    arguments = {
+        'inp_channels': channels,
+        'out_channels': weights['output.weight'].shape[0],
+        'dim': dim,
+        'num_blocks': [_count(weights, f'{level}.{{}}.') for level in levels],
+        'num_refinement_blocks': _count(weights, 'refinement.{}.'),
+        'heads': [weights[f'{level}.0.attn.temperature'].shape[0] for level in levels],
+        'ffn_expansion_factor': _ratio(hidden, deepest),
+        'bias': 'output.bias' in weights,
+        'LayerNorm_type': 'WithBias' if 'latent.0.norm1.body.bias' in weights else 'BiasFree',
+        'dual_pixel_task': 'skip_conv.weight' in weights,
+    }
+    return Detected('Restormer', arguments, 1, channels, 8)
+
+
+def _read_nafnet(weights: StateDict, scale: int | None) -> Detected:
+    """NAFNet in any size. Not visible: whether it is tested with local statistics, as its deblurring networks are."""
+    width, channels = weights['intro.weight'].shape[:2]
+    levels = range(_count(weights, 'downs.{}.'))
+    arguments = {
+        'img_channel': channels,
+        'width': width,
+        'middle_blk_num': _count(weights, 'middle_blks.{}.'),
+        'enc_blk_nums': [_count(weights, f'encoders.{level}.{{}}.') for level in levels],
+        'dec_blk_nums': [_count(weights, f'decoders.{level}.{{}}.') for level in levels],
+    }
+    local = arguments['enc_blk_nums'] == [1, 1, 1, 28]  # GoPro's and REDS's; SIDD's has [2, 2, 4, 8]
+    name, statistics = ('NAFNetLocal', 'local') if local else ('NAFNet', 'global')
+    return Detected(name, arguments, 1, channels, 1 << len(levels), (f'{statistics} statistics ({name})',))
+
+
 def _read_swin_common(
     weights: StateDict, scale: int | None, attention: str
 ) -> tuple[dict[str, Any], int, int, tuple[str, ...]]:
@@ -206,6 +243,9 @@ def _ratio(part: int, whole: int) -> float:
     return ratio if int(whole * ratio) == part else (part + 0.5) / whole
 
 
+# Both have the same weights: the reader, which is asked once, tells which of the two it is.
+_NAFNET_MARKS = ('intro.weight', 'ending.weight', 'middle_blks.0.beta', 'middle_blks.0.sca.1.weight')
+
 ARCHITECTURES = {
     'HAT': Architecture(
         'hat_plugin.archs.hat_arch:HAT',
@@ -224,4 +264,12 @@ ARCHITECTURES = {
         pads=False,
         foreign=('overlap_attn', 'conv_block', 'logit_scale'),
     ),
+    'Restormer': Architecture(
+        'hat_plugin.archs.restormer_arch:Restormer',
+        ('patch_embed.proj.weight', 'encoder_level1.0.attn.temperature', 'latent.0.ffn.project_out.weight'),
+        _read_restormer,
+        pads=True,
+    ),
+    'NAFNet': Architecture('hat_plugin.archs.nafnet_arch:NAFNet', _NAFNET_MARKS, _read_nafnet, pads=True),
+    'NAFNetLocal': Architecture('hat_plugin.archs.nafnet_arch:NAFNetLocal', _NAFNET_MARKS, _read_nafnet, pads=True),
 }

@@ -80,8 +80,9 @@ def load_network(
         found, net = _build_from_options(Path(opt), scale)
     load_into(net, _with_constants(net, loaded))
     known = ARCHITECTURES.get(found.architecture)
+    pads = hasattr(net, 'size_multiple') or (known is not None and known.pads)
     convert(net, precision)
-    ready = AnySize(net, 1 if known and known.pads else found.window, found.scale, precision)
+    ready = AnySize(net, 1 if pads else found.window, found.scale, precision)
     ready.eval().requires_grad_(False).to(place)
     return Network(ready, found, place, f'{weights}' + (f' ({loaded.key})' if loaded.key else ''))
 
@@ -123,6 +124,7 @@ def _build_from_options(path: Path, scale: int | None) -> tuple[Detected, nn.Mod
     from basicsr.utils.registry import ARCH_REGISTRY
 
     from hat_plugin.engine.options import read_yaml
+    from hat_plugin.engine.schema.values import INPUT_CHANNELS
     from hat_plugin.registry import require_registered
 
     require_registered()
@@ -139,11 +141,11 @@ def _build_from_options(path: Path, scale: int | None) -> tuple[Detected, nn.Mod
         net: nn.Module = ARCH_REGISTRY.get(name)(**arguments)
     except (TypeError, ValueError, AssertionError) as error:
         raise OptionsError(str(path), [f'network_g: {name} cannot be built: {error}']) from error
-    channels = _first_of(arguments, ('in_chans', 'num_in_ch', 'in_nc', 'img_channel'), 3)
+    channels = _first_of(arguments, INPUT_CHANNELS, 3)
     upscale = _first_of(arguments, ('upscale', 'scale'), options.get('scale') or 1)
     if scale is not None and scale != upscale:
         raise OptionsError(str(path), [f'network_g: enlarges {upscale} times, not {scale}; leave out --scale'])
-    window = int(arguments.get('window_size') or 1)
+    window = int(getattr(net, 'size_multiple', arguments.get('window_size') or 1))
     return Detected(name, arguments, upscale, channels, window), net
 
 

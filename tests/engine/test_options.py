@@ -10,6 +10,7 @@ import yaml
 from option_examples import TRAIN, options, places, problems
 
 from hat_plugin.engine.options import check_options, load_options, prepare_options
+from hat_plugin.engine.schema.losses import patch_shape
 from hat_plugin.errors import OptionsError
 
 
@@ -239,6 +240,18 @@ def test_pictures_and_network_must_have_the_same_channels() -> None:
         check_options(options(datasets__train__color='y'), 'run.yml', is_train=True, need_data=False)
     gray = {'datasets__train__color': 'y', 'datasets__val_1__color': 'y', 'network_g__num_in_ch': 1}
     check_options(options(**gray), 'run.yml', is_train=True, need_data=False)
+
+
+@pytest.mark.parametrize(('network', 'name'), [('Restormer', 'inp_channels'), ('NAFNet', 'img_channel')])
+def test_channels_are_known_by_the_names_of_the_rivals(network: str, name: str) -> None:
+    opt = options(scale=1)
+    opt['network_g'] = {'type': network, name: 1} | ({'out_channels': 1} if network == 'Restormer' else {})
+    found = '\n'.join(problems(opt))
+    assert f'datasets: train: gives pictures of 3 channels, network_g: {name} is 1; write {name}: 3' in found
+    assert patch_shape(opt)[0] == 1
+    opt['network_g'] = {'type': network, name: 3}
+    assert 'channels' not in '\n'.join(problems(opt))
+    assert patch_shape(opt)[0] == 3
 
 
 def test_two_validation_sets_want_two_names() -> None:

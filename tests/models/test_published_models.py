@@ -272,6 +272,10 @@ RESTORMER: dict[str, Any] = {
 NAFNET: dict[str, Any] = {
     **RESTORMER,
     'model_type': 'ImageRestorationModel',
+    'network_g': {
+        'type': 'NAFNetLocal', 'width': 4, 'enc_blk_nums': [1, 1], 'middle_blk_num': 1, 'dec_blk_nums': [1, 1],
+        'train_size': [1, 3, 16, 16],
+    },
     'datasets': {
         'train': {
             'name': 'SIDD', 'type': 'PairedImageDataset', **pairs(), 'filename_tmpl': '{}', 'gt_size': 16,
@@ -293,7 +297,16 @@ NAFNET: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('options', [RESTORMER, NAFNET], ids=['Restormer', 'NAFNet'])
+OWN_NETWORK: dict[str, Any] = {
+    **RESTORMER,
+    'network_g': {
+        'type': 'Restormer', 'dim': 4, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 1, 2, 4],
+        'LayerNorm_type': 'BiasFree',
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('options', [RESTORMER, OWN_NETWORK, NAFNET], ids=['HAT', 'Restormer', 'NAFNet'])
 def test_a_miniature_run_of_each_file_trains_validates_and_resumes_exactly(here, options):
     """Mix-up, dropped paths and stages are drawn alike by a resumed run."""
 

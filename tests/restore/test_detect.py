@@ -75,11 +75,36 @@ SWINIR_OTHERS: list[dict[str, Any]] = [
     {'upsampler': '', 'upscale': 1, 'in_chans': 1, 'window_size': 7, 'img_size': 28, 'img_range': 255.0},
 ]
 
+RESTORMER_BASE: dict[str, Any] = {
+    'dim': 8,
+    'num_blocks': [1, 2, 1, 1],
+    'num_refinement_blocks': 1,
+    'heads': [1, 2, 4, 8],
+}
+RESTORMER_OTHERS: list[dict[str, Any]] = [
+    {},
+    {'inp_channels': 1, 'out_channels': 1, 'LayerNorm_type': 'BiasFree'},
+    {'bias': True, 'num_blocks': [1, 1, 3, 2], 'num_refinement_blocks': 0, 'heads': [2, 1, 1, 4]},
+    {'dual_pixel_task': True, 'inp_channels': 6},
+    *({'dim': 6, 'ffn_expansion_factor': factor} for factor in (0.7, 1.0, 1.99, 2.3, 3.0)),
+]
+NAFNET_BASE: dict[str, Any] = {'width': 4, 'enc_blk_nums': [1, 2], 'middle_blk_num': 1, 'dec_blk_nums': [2, 1]}
+NAFNET_OTHERS: list[dict[str, Any]] = [
+    {},
+    {'img_channel': 1, 'middle_blk_num': 2},
+    {'enc_blk_nums': [2, 0, 1], 'dec_blk_nums': [0, 0, 1]},
+    {'enc_blk_nums': [], 'dec_blk_nums': []},
+]
+
 
 def build(architecture: str, arguments: dict[str, Any]) -> nn.Module:
     torch.manual_seed(0)
     if architecture == 'HAT':
         from hat_plugin.archs.hat_arch import HAT as constructor
+    elif architecture == 'Restormer':
+        from hat_plugin.archs.restormer_arch import Restormer as constructor
+    elif architecture == 'NAFNet':
+        from hat_plugin.archs.nafnet_arch import NAFNet as constructor
     else:
         from basicsr.archs.swinir_arch import SwinIR as constructor
     return constructor(**arguments).eval().requires_grad_(False)
@@ -108,6 +133,43 @@ def test_the_network_found_computes_the_same(architecture: str, arguments: dict[
     image = torch.rand(1, arguments.get('in_chans', 3), side, side)
     torch.testing.assert_close(network.net(image), net(image), rtol=0, atol=0)
     assert 'params_ema' in network.describe() and 'as published' in network.describe()
+
+
+@pytest.mark.parametrize(
+    ('architecture', 'arguments'),
+    [
+        pytest.param('Restormer', {**RESTORMER_BASE, **other}, id=f'Restormer {named(other)}')
+        for other in RESTORMER_OTHERS
+    ]
+    + [pytest.param('NAFNet', {**NAFNET_BASE, **other}, id=f'NAFNet {named(other)}') for other in NAFNET_OTHERS],
+)
+def test_the_rivals_are_found(architecture: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    net = build(architecture, arguments)
+    for parameter in net.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))  # NAFNet's betas and gammas are zero at first
+    torch.save({'params': net.state_dict()}, tmp_path / 'net.pth')
+    network = load_network(tmp_path / 'net.pth', device='cpu')
+    found = network.found
+    assert found.architecture == architecture
+    wanted = {key: value for key, value in arguments.items() if key != 'ffn_expansion_factor'}
+    assert {key: found.arguments[key] for key in wanted} == wanted
+    assert (found.scale, found.window) == (1, net.size_multiple)
+    image = torch.rand(1, found.channels, 13, 22)
+    torch.testing.assert_close(network.net(image), net(image), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'name'),
+    [
+        ({'enc_blk_nums': [1, 1, 1, 28], 'middle_blk_num': 1, 'dec_blk_nums': [1, 1, 1, 1]}, 'NAFNetLocal'),
+        ({'enc_blk_nums': [2, 2, 4, 8], 'middle_blk_num': 12, 'dec_blk_nums': [2, 2, 2, 2]}, 'NAFNet'),
+    ],
+)
+def test_nafnets_are_restored_as_they_are_tested(arguments: dict[str, Any], name: str, tmp_path: Path) -> None:
+    torch.save(build('NAFNet', {'width': 2, **arguments}).state_dict(), tmp_path / 'net.pth')
+    network = load_network(tmp_path / 'net.pth', device='cpu')
+    assert type(network.net.net).__name__ == name
+    assert f'statistics ({name})' in network.describe()
 
 
 @pytest.mark.parametrize(('upscale', 'window'), [(2, 8), (3, 8)])
@@ -170,6 +232,22 @@ def test_unknown_and_incomplete_weights_are_named(tmp_path: Path) -> None:
 def test_a_gap_among_groups_or_blocks_is_no_smaller_network(tmp_path: Path, architecture: str, missing: str) -> None:
     base = HAT_BASE if architecture == 'HAT' else SWINIR_BASE
     state = build(architecture, {**base, 'depths': (3, 3, 3), 'num_heads': (2, 2, 2)}).state_dict()
+    torch.save({key: value for key, value in state.items() if not key.startswith(missing)}, tmp_path / 'gap.pth')
+    with pytest.raises(CheckpointError, match=rf"gap.pth: looks like {architecture}, but '{missing}\*' is missing"):
+        load_network(tmp_path / 'gap.pth', device='cpu')
+
+
+@pytest.mark.parametrize(
+    ('architecture', 'arguments', 'missing'),
+    [
+        ('Restormer', {**RESTORMER_BASE, 'num_blocks': [3, 1, 1, 1]}, 'encoder_level1.1.'),
+        ('NAFNet', {**NAFNET_BASE, 'enc_blk_nums': [3, 1]}, 'encoders.0.1.'),
+    ],
+)
+def test_a_gap_among_the_blocks_of_the_rivals(
+    tmp_path: Path, architecture: str, arguments: dict[str, Any], missing: str
+) -> None:
+    state = build(architecture, arguments).state_dict()
     torch.save({key: value for key, value in state.items() if not key.startswith(missing)}, tmp_path / 'gap.pth')
     with pytest.raises(CheckpointError, match=rf"gap.pth: looks like {architecture}, but '{missing}\*' is missing"):
         load_network(tmp_path / 'gap.pth', device='cpu')

@@ -9,7 +9,7 @@ from hat_plugin.engine.schema.classes import registered
 from hat_plugin.engine.schema.data import dataset_schema
 from hat_plugin.engine.schema.report import section_of, shown
 from hat_plugin.engine.schema.stages import stage_problems
-from hat_plugin.engine.schema.values import positive_whole, world_size
+from hat_plugin.engine.schema.values import INPUT_CHANNELS, positive_whole, world_size
 
 Problems = list[str]
 # How sections say that their pictures have one channel; otherwise they have three.
@@ -28,8 +28,8 @@ def fit_problems(opt: Mapping[str, Any], *, is_train: bool) -> Problems:
 
 
 def _channel_problems(opt: Mapping[str, Any]) -> Problems:
-    """Pictures must have as many channels as the network takes; only where both say it in BasicSR's words."""
-    name = next((key for key in ('in_chans', 'num_in_ch') if key in section_of(opt, 'network_g')), None)
+    """Pictures must have as many channels as the network takes; only where both say it in words known here."""
+    name = next((key for key in INPUT_CHANNELS if key in section_of(opt, 'network_g')), None)
     wanted = positive_whole(section_of(opt, 'network_g')[name]) if name else 0
     problems: Problems = []
     for key, section in section_of(opt, 'datasets').items() if wanted else []:

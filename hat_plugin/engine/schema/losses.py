@@ -7,6 +7,7 @@ from typing import Any
 
 from hat_plugin.engine.schema.classes import Kind, class_problems, of_registry, trial
 from hat_plugin.engine.schema.report import Place, at, section_of, shown
+from hat_plugin.engine.schema.values import INPUT_CHANNELS
 
 LOSS = of_registry('LOSS_REGISTRY', 'loss')
 LISTED_LOSS = of_registry('LOSS_REGISTRY', 'loss', also=('name',))
@@ -21,7 +22,7 @@ def patch_shape(opt: Mapping[str, Any]) -> tuple[int, int, int]:
     side = training.get('gt_size', opt.get('gt_size'))
     side = int(side) if isinstance(side, int | float) and 0 < side < 4096 else 256
     network = section_of(opt, 'network_g')
-    gray = 1 in (network.get('in_chans'), network.get('num_in_ch'))
+    gray = 1 in [network.get(name) for name in INPUT_CHANNELS]
     return (1 if gray else 3, side, side)
 
 

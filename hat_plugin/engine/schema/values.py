@@ -10,6 +10,9 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+# What networks call the number of channels that they take.
+INPUT_CHANNELS = ('in_chans', 'num_in_ch', 'in_channels', 'inp_channels', 'img_channel', 'in_nc')
+
 
 def _whole(value: Any) -> Any:
     """Whole numbers, also as 5e3; no text, no true/false."""

@@ -1,0 +1,70 @@
+"""How a whole picture comes into a network: who pads it, and how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hat_plugin.archs.hat_arch import HAT
+from hat_plugin.archs.nafnet_arch import NAFNet, NAFNetLocal
+from hat_plugin.archs.restormer_arch import Restormer
+from hat_plugin.models.grids import restore_in_grids
+from hat_plugin.models.inference import padding_of, restore_batch, window_of
+
+SMALL: dict[str, Any] = {'dim': 4, 'num_blocks': [1] * 4, 'num_refinement_blocks': 1, 'heads': [1, 1, 2, 4]}
+NETWORKS = {
+    'NAFNet': lambda: NAFNet(width=4, enc_blk_nums=[1, 1], dec_blk_nums=[1, 1]),
+    'NAFNetLocal': lambda: NAFNetLocal(width=4, enc_blk_nums=[1, 1], dec_blk_nums=[1, 1], train_size=(1, 3, 8, 8)),
+    'Restormer': lambda: Restormer(**SMALL),
+    'Restormer BiasFree': lambda: Restormer(**SMALL, LayerNorm_type='BiasFree'),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def net(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    made = NETWORKS[request.param]().eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return made
+
+
+def test_a_network_that_pads_is_left_to_it(net: Any) -> None:
+    """NAFNet pads with zeros, as published; mirrored by us, the border would be another."""
+    x = torch.rand(2, 3, 13, 21)
+    grids = {'crop_size_h': 13, 'crop_size_w': 21}
+    with torch.no_grad():
+        assert torch.equal(restore_batch(net, x[:1], {'tile': {'tile_size': 64}})[0], net(x[:1]))
+        assert torch.equal(restore_in_grids(net, x[:1], {'val': grids})[0], net(x[:1]))
+
+
+def test_padding_that_is_asked_for_is_mirrored(net: Any) -> None:
+    x = torch.rand(1, 3, 13, 21)
+    opt = {'val': {'window_size': 24}, 'tile': {'tile_size': 64}}
+    with torch.no_grad():
+        expected = net(F.pad(x, (0, 3, 0, 11), mode='reflect'))[..., :13, :21]
+        assert torch.equal(restore_batch(net, x, opt)[0], expected)
+
+
+def test_tiles_fit_the_deepest_level_and_windows_are_padded(net: Any) -> None:
+    assert (window_of(net, {}), padding_of(net, {})) == (net.size_multiple, 1)
+    hat = HAT(upscale=1, window_size=4, embed_dim=8, depths=[1], num_heads=[1], compress_ratio=2, squeeze_factor=4)
+    opt = {'val': {'window_size': 6}}
+    assert (window_of(hat, opt), padding_of(hat, opt)) == (12, 12)
+    assert (window_of(net, opt), padding_of(net, opt)) == (net.size_multiple * 3, 6)
+
+
+def test_bf16_is_near_fp32(net: Any) -> None:
+    x = torch.rand(1, 3, 24, 32)
+    with torch.no_grad():
+        expected = net(x)
+    found, _ = restore_batch(net, x, {'val': {'precision': 'bf16'}})
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
+    converted, _ = restore_batch(net.bfloat16(), x, {})
+    assert (converted - expected).abs().max() < 0.05 * expected.abs().max()
