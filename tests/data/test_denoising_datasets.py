@@ -16,6 +16,7 @@ from hat_plugin.check_data import Checks, check_dataset
 from hat_plugin.data.build import build_dataset
 from hat_plugin.data.loader import build_train_loader, build_val_loader
 from hat_plugin.engine.options import check_options
+from hat_plugin.engine.stages import Stages
 from hat_plugin.errors import DataError, OptionsError
 
 from .conftest import Pairs, write_pair
@@ -98,11 +99,8 @@ def test_no_noise_is_the_picture(pairs: Pairs) -> None:
 
 
 def stream(opt: dict[str, Any], count: int, *, workers: int = 0, start: int = 0) -> list[dict[str, Any]]:
-    loader = iter(
-        build_train_loader(
-            build_dataset(opt), opt, seed=7, rank=0, world_size=1, batch_size=3, start_sample=start, num_workers=workers
-        )
-    )
+    where = {'seed': 7, 'rank': 0, 'world_size': 1, 'stages': Stages.constant(3), 'start_sample': start}
+    loader = iter(build_train_loader(build_dataset(opt), opt, **where, num_workers=workers))
     return [next(loader) for _ in range(count)]
 
 
