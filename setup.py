@@ -74,7 +74,7 @@ setup(
             'pytest>=8',
             'pytorch-msssim>=1.0',
             'spandrel>=0.4',
-            'spandrel-extra-arches>=0.2',  # Restormer, whose code is for non-commercial use: an oracle, not a dependency
+            'spandrel-extra-arches>=0.2',  # Restormer's code, not for commerce: an oracle alone
             "triton>=3.2; platform_system == 'Linux'",
         ],
         'tools': ['mypy>=1.11', 'pre-commit>=3', 'ruff>=0.6'],
