@@ -134,18 +134,20 @@ def attention_backend(name: str) -> Iterator[None]:
         _backend = before
 
 
+def _announce(name: str, x: Tensor) -> None:
+    """Say once what attention of such tensors runs through."""
+    if not (torch.compiler.is_compiling() or x.is_meta):
+        _log(name, x.device.type)
+
+
 @functools.cache
-def _announce(name: str, device: str) -> None:
-    """Say once what attention runs through."""
+def _log(name: str, device: str) -> None:
     logger.info('attention on %s runs through %s (HAT_ATTENTION=%s)', device, name, _backend)
 
 
 def _chosen(q: Tensor, bias: Tensor, dropout: float) -> str:
-    """The name of the backend for such operands; it is logged when it is first met."""
-    name = best_backend(q, bias, dropout) if _backend == 'auto' else _backend
-    if not (torch.compiler.is_compiling() or q.is_meta):
-        _announce(name, q.device.type)
-    return name
+    """The name of the backend for such operands."""
+    return best_backend(q, bias, dropout) if _backend == 'auto' else _backend
 
 
 def image_backend(x: Tensor, table: Tensor, dropout: float = 0.0) -> ImageBackend | None:
@@ -159,7 +161,11 @@ def image_backend(x: Tensor, table: Tensor, dropout: float = 0.0) -> ImageBacken
     Returns:
         A function with the arguments of `triton_attention`, or None: cut windows and call `attention`.
     """
-    return None if dropout or x.is_meta else IMAGE_BACKENDS.get(_chosen(x, table, dropout))
+    name = _chosen(x, table, dropout)
+    if dropout or x.is_meta or name not in IMAGE_BACKENDS:
+        return None
+    _announce(name, x)
+    return IMAGE_BACKENDS[name]
 
 
 def takes_image(qkv: Tensor, dropout: float) -> bool:
@@ -169,8 +175,8 @@ def takes_image(qkv: Tensor, dropout: float) -> bool:
     backward pass 0.4 (fp32) or less (bf16) of that of `recomputed_attention`.
     """
     taken = _backend in ('auto', 'cpp') and not dropout and supports_image(qkv)
-    if taken and not torch.compiler.is_compiling():
-        _announce('cpp', 'cpu')
+    if taken:
+        _announce('cpp', qkv)
     return taken
 
 
@@ -202,7 +208,9 @@ def attention(
     if mask is not None:
         bias = bias + mask
     bias = bias.to(q.dtype)
-    return BACKENDS[_chosen(q, bias, dropout)](q, k, v, bias, scale, dropout)
+    name = _chosen(q, bias, dropout)
+    _announce(name, q)
+    return BACKENDS[name](q, k, v, bias, scale, dropout)
 
 
 def gather_bias(table: Tensor, index: Tensor) -> Tensor:
