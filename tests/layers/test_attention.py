@@ -87,7 +87,7 @@ def test_padded_heads_change_nothing(monkeypatch: pytest.MonkeyPatch, width: int
 
 
 def test_the_backend_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    module._announce.cache_clear()
+    module._log.cache_clear()
     q, k, v, bias = (t.detach() for t in operands(False, torch.float32))
     with caplog.at_level('INFO', module.__name__), attention_backend('sdpa'):
         for _ in range(3):
