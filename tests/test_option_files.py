@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -41,6 +42,12 @@ def test_the_promised_files_are_there() -> None:
         runs = {f'train_{label}_SRx{scale}_ImageNet' for scale in (2, 3, 4)}
         assert runs | {f'{run}_finetune' for run in runs} <= names
     assert {'train_SwinIR_SRx4', 'train_HAT-light_SRx4', 'test_HAT_tile', 'test_HAT_folder'} <= names
+    restoration = {f'HAT_denoise_{kind}_sigma{sigma}' for kind in ('color', 'gray') for sigma in (15, 25, 50)}
+    restoration |= {f'HAT_JPEG_q{quality}' for quality in (10, 20, 30, 40)}
+    restoration |= {f'{label}_{data}' for label in ('HATUNet', 'Restormer', 'NAFNet') for data in ('SIDD', 'GoPro')}
+    restoration |= {'HAT_SIDD', 'HATUNet_denoise_color_blind', 'SwinIR_denoise_color_sigma25'}
+    restoration |= {'RealHAT_SRx4_mse', 'RealHAT_SRx4_gan'}
+    assert {f'{kind}_{run}' for kind in ('train', 'test') for run in restoration} <= names
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
@@ -63,10 +70,13 @@ def test_an_option_file_is_right(file: Path, tmp_path: Path, monkeypatch: pytest
 def test_its_network_builds(file: Path) -> None:
     opt = read_yaml(file)
     net = build(opt['network_g'])
-    millions = {'HAT': 20.8, 'HAT-S': 9.6, 'HAT-L': 40.8, 'SwinIR': 11.9, 'HAT-light': 1.25}
+    count = sum(p.numel() for p in net.parameters()) / 1e6
+    millions = {'HAT': 20.8, 'HAT-S': 9.6, 'HAT-L': 40.8, 'HAT-light': 1.25, 'SwinIR': 11.9, 'Restormer': 26.1}
     label = file.stem.split('_')[1]
     if label in millions and not file.stem.startswith('demo'):
-        assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions[label], rel=0.03)
+        assert count == pytest.approx(millions[label], rel=0.035)
+    if told := re.search(r'([\d.]+) M parameters', file.read_text(encoding='utf-8')):
+        assert count == pytest.approx(float(told[1]), rel=0.035), 'the header says otherwise'
 
 
 def test_a_run_that_starts_from_another_names_it() -> None:
