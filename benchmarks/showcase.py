@@ -1,0 +1,169 @@
+"""A trained network beside its input and OpenCV's non-local means: a table, and a picture of some of the test's parts.
+
+    python -m benchmarks.showcase -opt options/test_HATUNet-light_PolyU.yml -o docs/polyu.png --log TRAINING.log
+
+Figures are means over all pictures of the file's test sets, by the file's own metrics. Non-local means gets the
+strength that suits the test set best: it is chosen by looking at the truth, which the network was not given.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from basicsr.models import build_model
+from basicsr.utils import img2tensor
+from torch import Tensor
+
+from benchmarks import curves, report
+from hat_plugin.data.build import build_dataset
+from hat_plugin.data.loader import build_val_loader
+from hat_plugin.demo import picture
+from hat_plugin.engine.options import load_options
+from hat_plugin.engine.progress import progress
+from hat_plugin.models.validation import as_picture, describe_metric, measure, picture_name, uses_image
+
+INPUT, NETWORK, TRUTH = 'input', 'network', 'truth'
+WINDOWS = (7, 21)  # sides of the patch and of the search of non-local means, as OpenCV's documentation recommends
+
+
+@dataclass
+class Findings:
+    """What was measured on all pictures.
+
+    Attributes:
+        scores: (data set, who) -> metric -> its values, picture by picture.
+        shown: name of a picture -> who -> the picture, (H, W, 3), RGB, uint8.
+    """
+
+    scores: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
+    shown: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def mean(self, data: str, who: str, metric: str) -> float:
+        """Over the pictures of a data set."""
+        return float(np.mean(self.scores[data, who][metric]))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print, draw."""
+    args = arguments().parse_args(argv)
+    opt = load_options(args.opt, root_path=Path.cwd(), is_train=False, force_yml=args.force_yml)
+    findings = measured(opt, args.strengths)
+    metrics = opt['val']['metrics']
+    print(table(findings, metrics))
+    print('\n'.join(f'{name}: {describe_metric(each, opt["val"])}' for name, each in metrics.items()))
+    if args.output is not None:
+        picture.draw(args.output, args.title, strips(findings, args.pictures, tuple(args.place), next(iter(metrics))))
+    if args.log:
+        curves.draw(
+            args.output.with_stem(f'{args.output.stem}_curve'), args.title, [curves.read(log) for log in args.log]
+        )
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog='python -m benchmarks.showcase', description=__doc__)
+    add = parser.add_argument
+    add('-opt', required=True, type=Path, help='a test file of a network at the size of its input')
+    add('--force_yml', nargs='+', default=[], help='changes of the file, as basicsr test takes them')
+    add(
+        '--strengths', nargs='*', type=float, default=[3, 5, 7, 10, 15, 20], help='of non-local means; none: without it'
+    )
+    add('-o', '--output', type=Path, required=True, help='the PNG with parts of the pictures; NAME_curve.png beside it')
+    add('--log', nargs='+', type=Path, default=[], help='logs of the training, for its curve')
+    add('--title', default='', help='above the picture')
+    add('--pictures', nargs='+', default=[], help='names of those to show (the first three)')
+    add('--place', nargs=2, type=int, default=(200, 200), metavar=('TOP', 'LEFT'), help='of the parts that are shown')
+    return parser
+
+
+def measured(opt: dict[str, Any], strengths: list[float]) -> Findings:
+    """Restore every picture by everybody."""
+    model, findings = build_model(opt), Findings()
+    for options in opt['datasets'].values():
+        loader = build_val_loader(build_dataset(options), options, rank=0, world_size=1)
+        for data in progress(loader, description=options['name']):
+            model.feed_data(data)
+            model.test()
+            pictures = {INPUT: data['lq'], **non_local_means(data['lq'], strengths), NETWORK: model.output}
+            name = picture_name(data['lq_path'][0], options)
+            findings.shown[name] = {who: rgb(each) for who, each in {**pictures, TRUTH: data['gt']}.items()}
+            for who, each in pictures.items():
+                values = findings.scores.setdefault((options['name'], who), {})
+                for metric, value in scores(each, data['gt'], opt['val']):
+                    values.setdefault(metric, []).append(value)
+    return findings
+
+
+def scores(restored: Tensor, truth: Tensor, val: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Each of the file's metrics of a picture, (1, C, H, W)."""
+    for metric, options in val['metrics'].items():
+        kind = uses_image(options, val)
+        pair = {'img': as_picture(restored, use_image=kind), 'img2': as_picture(truth, use_image=kind)}
+        yield metric, measure(pair, options)
+
+
+def non_local_means(lq: Tensor, strengths: list[float]) -> dict[str, Tensor]:
+    """OpenCV's filter of each strength, for 8 bits, with the same strength for colour as for brightness."""
+    image = as_picture(lq, use_image=True)
+    found = {}
+    for strength in strengths:
+        if image.ndim == 2:
+            filtered = cv2.fastNlMeansDenoising(image, None, strength, *WINDOWS)[..., None]
+        else:
+            filtered = cv2.fastNlMeansDenoisingColored(image, None, strength, strength, *WINDOWS)
+        tensor = img2tensor(filtered.astype(np.float32) / 255, bgr2rgb=True, float32=True)
+        assert isinstance(tensor, Tensor)
+        found[f'non-local means, h = {strength:g}'] = tensor[None]
+    return found
+
+
+def rgb(batch: Tensor) -> np.ndarray:
+    """(H, W, 3), uint8."""
+    image = as_picture(batch, use_image=True)
+    return np.ascontiguousarray(np.stack([image] * 3, -1) if image.ndim == 2 else image[..., ::-1])
+
+
+def contenders(findings: Findings, data: str, metric: str) -> list[str]:
+    """Input, the strength of non-local means that suits the data set best, network."""
+    filters = [who for name, who in findings.scores if name == data and who not in (INPUT, NETWORK)]
+    best = max(filters, key=lambda who: findings.mean(data, who, metric), default=None)
+    return [INPUT, *([best] if best else []), NETWORK]
+
+
+def table(findings: Findings, metrics: dict[str, Any]) -> str:
+    """A row for each data set and contender."""
+    rows = [
+        [data, who, *(f'{findings.mean(data, who, metric):.4f}' for metric in metrics)]
+        for data in dict.fromkeys(data for data, _ in findings.scores)
+        for who in contenders(findings, data, next(iter(metrics)))
+    ]
+    return report.table(['data set', '', *metrics], rows)
+
+
+def strips(findings: Findings, names: list[str], place: tuple[int, int], metric: str) -> list[list[picture.Panel]]:
+    """A row for each picture: the whole, and one part of it by everybody."""
+    data = next(iter(findings.scores))[0]
+    order = list(findings.shown)
+    rows = []
+    for name in names or order[:3]:
+        shown = findings.shown[name]
+        top, left = picture.corner(shown[TRUTH], *place, 1)
+        panels = [picture.Panel(Path(name).name, '', picture.overview(shown[TRUTH], top, left))]
+        for who in [*contenders(findings, data, metric), TRUTH]:
+            value = findings.scores[data, who][metric][order.index(name)] if who != TRUTH else None
+            note = '' if value is None else f'{value:.2f} dB'
+            panels.append(picture.Panel(who, note, picture.crop(shown[who], top, left)))
+        rows.append(panels)
+    return rows
+
+
+if __name__ == '__main__':
+    torch.set_grad_enabled(False)
+    main()
