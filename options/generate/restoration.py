@@ -50,8 +50,10 @@ def top(name: str, run: Run) -> Block:
 
 
 def numbered(phase: str, sets: dict[str, Block]) -> Block:
-    """Validation or test sets."""
-    return {f'{phase}_{number}': {'name': name, **block} for number, (name, block) in enumerate(sets.items(), 1)}
+    """Validation or test sets; BasicSR takes them in alphabetical order."""
+    digits = len(str(len(sets)))
+    rows = enumerate(sets.items(), 1)
+    return {f'{phase}_{number:0{digits}}': {'name': name, **block} for number, (name, block) in rows}
 
 
 def training(run: Run) -> tuple[str, str]:

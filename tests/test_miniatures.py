@@ -1,0 +1,170 @@
+"""From archives in their published layouts to metrics: prepared, trained for two iterations, validated, tested.
+
+The archives are small and their pictures pieces of real photographs. Option files are the published ones and those in
+options/; changed are the places of the data and what would take a day: sizes of networks, patches and batches, lengths.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from published_options import published
+
+from hat_plugin.cli import main
+
+OPTIONS = Path(__file__).resolve().parent.parent / 'options'
+SMALL_NETWORKS: dict[str, dict[str, Any]] = {
+    'HAT': {'window_size': 8, 'embed_dim': 12, 'depths': [1], 'num_heads': [2], 'compress_ratio': 4, 'squeeze_factor': 6},
+    'SwinIR': {'img_size': 16, 'embed_dim': 12, 'depths': [1], 'num_heads': [2]},
+    'HATUNet': {'embed_dim': 8, 'depths': [1, 1], 'num_heads': [1, 2], 'refinement_depth': 1},
+    'Restormer': {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 1, 1, 1]},
+    'NAFNet': {'width': 4, 'enc_blk_nums': [1, 1], 'middle_blk_num': 1, 'dec_blk_nums': [1, 1]},
+}  # fmt: skip
+SMALL_NETWORKS['NAFNetLocal'] = SMALL_NETWORKS['NAFNet']
+CROPS = ('--sub-size', '48', '--sub-step', '48', '--min-size', '48', '--workers', '1')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory, photos: Any) -> Path:
+    """A working directory whose datasets/ `basicsr prepare` made of published trees."""
+    root = tmp_path_factory.mktemp('miniature')
+    random = np.random.RandomState(0)
+
+    def save(path: str, image: np.ndarray) -> None:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(root / path), image)
+
+    for scene, name in (('0001_001_S6_00100_00060_3200_L', 'coffee'), ('0002_001_S6_00100_00020_3200_N', 'rocket')):
+        clean = photos.small(name, 96, 96)[..., ::-1]
+        noisy = np.clip(clean + random.normal(0, 10, clean.shape), 0, 255).astype(np.uint8)
+        for kind, image in (('NOISY', noisy), ('GT', clean)):
+            save(f'SIDD_Medium_Srgb/Data/{scene}/{scene[:4]}_{kind}_SRGB_010.PNG', image)
+            save(f'rain/{"input" if kind == "NOISY" else "target"}/{name}.png', image)
+        save(f'clean/{name}.png', clean)
+        save(f'datasets/kodak/{name}.png', clean[:40, :40])
+        for part in ('train', 'test'):
+            for kind, image in (('blur', cv2.GaussianBlur(clean, (9, 9), 2)), ('sharp', clean)):
+                save(f'GOPRO_Large/{part}/GOPR0372_{name}/{kind}/000047.png', image)
+    commands: list[list[str]] = [
+        ['sidd', 'SIDD_Medium_Srgb', '--parts', 'train', '--allow-partial', *CROPS],
+        ['gopro', 'GOPRO_Large', '--allow-partial', *CROPS],
+        ['pairs', '--name', 'Rain13K', '--lq', 'rain/input', '--gt', 'rain/target', *CROPS],
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for command in commands:
+            assert main(['prepare', *command]) == 0
+    return root
+
+
+def shrunk(opt: dict[str, Any]) -> dict[str, Any]:
+    """The same options for seconds of a CPU in the place of days of eight GPUs."""
+    opt = deepcopy(opt)
+    opt['num_gpu'] = 0
+    opt['network_g'] |= SMALL_NETWORKS[opt['network_g']['type']]
+    for phase, block in opt['datasets'].items():
+        clean = 'dataroot_lq' not in block or block['dataroot_lq'] == 'none'
+        if phase == 'train':
+            block |= {'gt_size': 32, 'batch_size_per_gpu': 2, 'num_worker_per_gpu': 0}
+            if 'iters' in block:
+                block |= {'mini_batch_sizes': [2, 1], 'iters': [1, 1], 'gt_sizes': [16, 32]}
+        if clean:
+            block['dataroot_gt'] = 'clean' if phase == 'train' else 'datasets/kodak'
+            block['io_backend'] = {'type': 'disk'}
+    if 'train' in opt:
+        train = opt['train']
+        train['total_iter'] = 2
+        if 'total_batch_size' in train:
+            train['total_batch_size'] = 4
+        if 'periods' in train['scheduler']:
+            train['scheduler']['periods'] = [1, 1]
+        opt['val']['val_freq'] = 1
+        opt['path']['pretrain_network_g'] = None
+    return opt
+
+
+def run(command: str, opt: dict[str, Any]) -> None:
+    """`basicsr train` or `basicsr test` in this process."""
+    file = Path(f'{opt["name"]}.yml')
+    file.write_text(yaml.safe_dump(opt, sort_keys=False), encoding='utf-8')
+    assert main([command, '-opt', str(file)]) == 0
+
+
+def trained(opt: dict[str, Any]) -> dict[str, Any]:
+    """Train for two iterations; the state."""
+    run('train', opt)
+    folder = Path('experiments') / opt['name']
+    state = torch.load(folder / 'training_states' / '2.state', weights_only=True)
+    assert state['iter'] == 2
+    return state
+
+
+PAIRS = {
+    'restormer_real': ('SIDD', 'gt_crops', 'input_crops'),
+    'restormer_motion': ('GoPro', 'sharp_crops', 'blur_crops'),
+    'restormer_rain': ('Rain13K', 'target_crops', 'input_crops'),
+    'nafnet_sidd_32': ('SIDD', 'gt_crops', 'input_crops'),
+    'nafnet_gopro_32': ('GoPro', 'sharp_crops', 'blur_crops'),
+}
+NOISE = ('restormer_gray', 'restormer_gray_15', 'restormer_colour')
+
+
+@pytest.mark.parametrize('name', [*PAIRS, *NOISE])
+def test_published_files_train_and_validate(
+    name: str, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'datasets').symlink_to(data / 'datasets')
+    (tmp_path / 'clean').symlink_to(data / 'clean')
+    opt = shrunk(published(name))
+    if name in PAIRS:
+        folder, gt, lq = PAIRS[name]
+        for block in opt['datasets'].values():
+            block['dataroot_gt'] = f'datasets/{folder}/train/{gt}.lmdb'
+            block['dataroot_lq'] = f'datasets/{folder}/train/{lq}.lmdb'
+            block['io_backend'] = {'type': 'lmdb'}
+    state = trained(opt)
+    (scores,) = state['best_metric_results'].values()
+    assert 4 < scores['psnr']['val'] < 60
+
+
+OURS = (
+    'HATUNet_SIDD', 'HAT_SIDD', 'Restormer_SIDD', 'NAFNet_GoPro', 'HATUNet_GoPro', 'HATUNet_denoise_color_blind',
+    'HAT_denoise_gray_sigma25', 'HAT_JPEG_q10', 'SwinIR_denoise_color_sigma25',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('name', OURS)
+def test_our_files_train_and_test(name: str, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'datasets').symlink_to(data / 'datasets')
+    (tmp_path / 'clean').symlink_to(data / 'clean')
+    opt, test = (
+        shrunk(yaml.safe_load((OPTIONS / f'{kind}_{name}.yml').read_text(encoding='utf-8')))
+        for kind in ('train', 'test')
+    )
+    if 'SIDD' in name:  # the validation blocks are a matter of their own: tests/prepare/test_sidd.py
+        for block in (*opt['datasets'].values(), *test['datasets'].values()):
+            block['dataroot_gt'] = block['dataroot_gt'].replace('/val/', '/train/')
+            block['dataroot_lq'] = block['dataroot_lq'].replace('/val/', '/train/')
+    trained(opt)
+    weights = f'experiments/train_{name}/models/net_g_latest.pth'
+    key = 'params_ema' if 'ema_decay' in opt['train'] else 'params'
+    test['path'] |= {'pretrain_network_g': weights, 'param_key_g': key}
+    run('test', test)
+    report = json.loads((tmp_path / 'results' / test['name'] / 'metrics.json').read_text())
+    sets = [block['name'] for block in test['datasets'].values()]
+    assert list(report['datasets']) == sets
+    for name_of_set in sets:
+        means = report['datasets'][name_of_set]['mean']
+        assert means.keys() == test['val']['metrics'].keys()
+        assert 4 < means['psnr'] < 60
