@@ -7,7 +7,6 @@ options/; changed are the places of the data and what would take a day: sizes of
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,16 @@ import pytest
 import torch
 import yaml
 from published_options import published
+from scipy.io import savemat
 
 from hat_plugin.cli import main
+from hat_plugin.prepare import layout
 
 OPTIONS = Path(__file__).resolve().parent.parent / 'options'
 SMALL_NETWORKS: dict[str, dict[str, Any]] = {
-    'HAT': {'window_size': 8, 'embed_dim': 12, 'depths': [1], 'num_heads': [2], 'compress_ratio': 4, 'squeeze_factor': 6},
+    'HAT': {
+        'window_size': 8, 'embed_dim': 12, 'depths': [1], 'num_heads': [2], 'compress_ratio': 4, 'squeeze_factor': 6,
+    },
     'SwinIR': {'img_size': 16, 'embed_dim': 12, 'depths': [1], 'num_heads': [2]},
     'HATUNet': {'embed_dim': 8, 'depths': [1, 1], 'num_heads': [1, 2], 'refinement_depth': 1},
     'Restormer': {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 1, 1, 1]},
@@ -54,8 +57,11 @@ def data(tmp_path_factory: pytest.TempPathFactory, photos: Any) -> Path:
         for part in ('train', 'test'):
             for kind, image in (('blur', cv2.GaussianBlur(clean, (9, 9), 2)), ('sharp', clean)):
                 save(f'GOPRO_Large/{part}/GOPR0372_{name}/{kind}/000047.png', image)
+    blocks = np.stack([[photos.small('coffee', 32, 32, 8 * i, 8 * j) for j in range(2)] for i in range(2)])
+    for name, content in (('ValidationGtBlocksSrgb', blocks), ('ValidationNoisyBlocksSrgb', blocks // 2)):
+        savemat(root / f'{name}.mat', {name: content})
     commands: list[list[str]] = [
-        ['sidd', 'SIDD_Medium_Srgb', '--parts', 'train', '--allow-partial', *CROPS],
+        ['sidd', '.', '--parts', 'train', 'val', '--allow-partial', *CROPS],
         ['gopro', 'GOPRO_Large', '--allow-partial', *CROPS],
         ['pairs', '--name', 'Rain13K', '--lq', 'rain/input', '--gt', 'rain/target', *CROPS],
     ]
@@ -109,12 +115,10 @@ def trained(opt: dict[str, Any]) -> dict[str, Any]:
 
 
 PAIRS = {
-    'restormer_real': ('SIDD', 'gt_crops', 'input_crops'),
-    'restormer_motion': ('GoPro', 'sharp_crops', 'blur_crops'),
-    'restormer_rain': ('Rain13K', 'target_crops', 'input_crops'),
-    'nafnet_sidd_32': ('SIDD', 'gt_crops', 'input_crops'),
-    'nafnet_gopro_32': ('GoPro', 'sharp_crops', 'blur_crops'),
-}
+    'restormer_real': 'SIDD', 'restormer_motion': 'GoPro', 'restormer_rain': 'Rain13K',
+    'nafnet_sidd_32': 'SIDD', 'nafnet_gopro_32': 'GoPro',
+}  # fmt: skip
+HELD_OUT = {'SIDD': 'val', 'GoPro': 'test', 'Rain13K': 'train'}
 NOISE = ('restormer_gray', 'restormer_gray_15', 'restormer_colour')
 
 
@@ -127,10 +131,10 @@ def test_published_files_train_and_validate(
     (tmp_path / 'clean').symlink_to(data / 'clean')
     opt = shrunk(published(name))
     if name in PAIRS:
-        folder, gt, lq = PAIRS[name]
-        for block in opt['datasets'].values():
-            block['dataroot_gt'] = f'datasets/{folder}/train/{gt}.lmdb'
-            block['dataroot_lq'] = f'datasets/{folder}/train/{lq}.lmdb'
+        for phase, block in opt['datasets'].items():
+            part = 'train' if phase == 'train' else HELD_OUT[PAIRS[name]]
+            block['dataroot_gt'] = layout.pair_gt(PAIRS[name], part)
+            block['dataroot_lq'] = layout.pair_lq(PAIRS[name], part)
             block['io_backend'] = {'type': 'lmdb'}
     state = trained(opt)
     (scores,) = state['best_metric_results'].values()
@@ -152,10 +156,6 @@ def test_our_files_train_and_test(name: str, data: Path, monkeypatch: pytest.Mon
         shrunk(yaml.safe_load((OPTIONS / f'{kind}_{name}.yml').read_text(encoding='utf-8')))
         for kind in ('train', 'test')
     )
-    if 'SIDD' in name:  # the validation blocks are a matter of their own: tests/prepare/test_sidd.py
-        for block in (*opt['datasets'].values(), *test['datasets'].values()):
-            block['dataroot_gt'] = block['dataroot_gt'].replace('/val/', '/train/')
-            block['dataroot_lq'] = block['dataroot_lq'].replace('/val/', '/train/')
     trained(opt)
     weights = f'experiments/train_{name}/models/net_g_latest.pth'
     key = 'params_ema' if 'ema_decay' in opt['train'] else 'params'
