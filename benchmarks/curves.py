@@ -18,11 +18,9 @@ class Curve:
     """A training.
 
     Attributes:
-        name: of its log.
         losses, psnr: (iteration, value).
     """
 
-    name: str
     losses: list[tuple[int, float]] = field(default_factory=list)
     psnr: list[tuple[int, float]] = field(default_factory=list)
 
@@ -33,7 +31,7 @@ def read(log: Path) -> Curve:
     Raises:
         HatPluginError: it logs no loss.
     """
-    curve, now = Curve(log.stem), 0
+    curve, now = Curve(), 0
     for line in log.read_text(encoding='utf-8').splitlines():
         if found := LOSS.search(line):
             now = int(found[1].replace(',', ''))
@@ -45,13 +43,13 @@ def read(log: Path) -> Curve:
     return curve
 
 
-def draw(path: Path, title: str, curves: list[Curve]) -> None:
+def draw(path: Path, title: str, curve: Curve) -> None:
     """Write a PNG: loss on the left, PSNR on the right.
 
     Args:
         path: of the picture.
         title: above it.
-        curves: one line each.
+        curve: what is drawn.
     """
     plot.require()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -60,11 +58,10 @@ def draw(path: Path, title: str, curves: list[Curve]) -> None:
     figure = Figure(figsize=(9, 3.2), layout='constrained')
     FigureCanvasAgg(figure)
     losses, psnr = figure.subplots(1, 2)
-    for curve in curves:
-        losses.plot(*zip(*curve.losses, strict=True), linewidth=1)
-        if curve.psnr:
-            psnr.plot(*zip(*curve.psnr, strict=True), marker='o')
-    losses.set(xlabel='iteration', ylabel='l_pix', yscale='log')
+    losses.plot(*zip(*curve.losses, strict=True), linewidth=1)
+    if curve.psnr:
+        psnr.plot(*zip(*sorted(curve.psnr), strict=True), marker='o')
+    losses.set(xlabel='iteration', ylabel='l_pix of one batch')
     psnr.set(xlabel='iteration', ylabel='PSNR of the test set, dB')
     for axes in (losses, psnr):
         axes.grid(alpha=0.3)

@@ -73,10 +73,21 @@ def arguments() -> argparse.ArgumentParser:
     add('-opt', required=True, type=Path, help='a test file of a network at the size of its input')
     add('--force_yml', nargs='+', default=[], help='changes of the file, as basicsr test takes them')
     add(
-        '--strengths', nargs='*', type=float, default=[3, 5, 7, 10, 15, 20], help='of non-local means; none: without it'
+        '--strengths',
+        nargs='*',
+        type=float,
+        default=[3, 5, 7, 10, 15, 20, 25, 30],
+        help='of non-local means; none: without it',
     )
     add('-o', '--output', type=Path, required=True, help='the PNG with parts of the pictures; NAME_curve.png beside it')
-    add('--log', nargs='+', type=Path, default=[], help='logs of the training, for its curve')
+    add('--log', type=Path, help='log of the training, for its curve')
+    add(
+        '--checkpoints',
+        nargs='+',
+        type=int,
+        default=[],
+        help='iterations whose weights are measured for the curve, too',
+    )
     add('--title', default='', help='above the picture')
     add('--pictures', nargs='+', default=[], help='names of those to show (the first three)')
     add('--place', nargs=2, type=int, default=(200, 200), metavar=('TOP', 'LEFT'), help='of the parts that are shown')
@@ -99,6 +110,17 @@ def measured(opt: dict[str, Any], strengths: list[float]) -> Findings:
                 for metric, value in scores(each, data['gt'], opt['val']):
                     values.setdefault(metric, []).append(value)
     return findings
+
+
+def checkpoints(opt: dict[str, Any], iterations: list[int]) -> list[tuple[int, float]]:
+    """(Iteration, PSNR) of weights that lie beside those of the file, net_g_500.pth say, over all its test sets."""
+    points = []
+    for iteration in iterations:
+        weights = Path(opt['path']['pretrain_network_g']).with_name(f'net_g_{iteration}.pth')
+        found = measured({**opt, 'path': {**opt['path'], 'pretrain_network_g': str(weights)}}, [])
+        values = [value for (_, who), rows in found.scores.items() if who == NETWORK for value in rows['psnr']]
+        points.append((iteration, float(np.mean(values))))
+    return points
 
 
 def scores(restored: Tensor, truth: Tensor, val: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -170,7 +170,7 @@ def light() -> list[Run]:
     """Small trainings that this plugin has run to their end; docs/trainings.md shows them."""
     small = networks.HATUNET_LIGHT
     return [
-        Run(small, PHOTOS, recipes.light_recipe(5000, 2500), measured='McMaster 31.35/.8692; noisy 20.18'),
+        Run(small, PHOTOS, recipes.light_recipe(5000, 1000), measured='McMaster 31.35/.8692; noisy 20.18'),
         Run(small, POLYU, recipes.light_recipe(2500, 500), measured='...'),
         Run(small, GOPRO_PAIR, recipes.light_recipe(1500, 250), measured='...'),
     ]
