@@ -37,7 +37,7 @@ class Network:
         """One line: what was built, from what, and what was assumed."""
         found = self.found
         kind = f'x{found.scale}' if found.scale > 1 else 'same size'
-        assumed = f'; not visible in the weights, so as published: {", ".join(found.assumed)}' if found.assumed else ''
+        assumed = f'; not visible in the weights, assumed: {", ".join(found.assumed)}' if found.assumed else ''
         count = sum(parameter.numel() for parameter in self.net.parameters())
         depths = f', depths {list(found.arguments["depths"])}' if 'depths' in found.arguments else ''
         return (
