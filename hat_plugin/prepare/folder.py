@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('source', type=Path, help='folder of high-resolution pictures; subfolders are searched')
     parser.add_argument('--name', help="the data set's name (the folder's)")
     parser.add_argument('--list', type=Path, metavar='FILE', help='take only what this meta_info file names')
-    add_training_arguments(parser, lr='bicubic')
+    add_training_arguments(parser, lr='bicubic', alone=True)
 
 
 def run(args: argparse.Namespace) -> list[Report]:

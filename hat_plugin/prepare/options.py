@@ -35,15 +35,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--no-room-check', action='store_true', help='do not estimate the disk space first')
 
 
-def add_picture_arguments(parser: argparse.ArgumentParser, *, lr: str = 'auto') -> None:
-    """What becomes of pictures."""
+def add_picture_arguments(parser: argparse.ArgumentParser, *, lr: str = 'auto', alone: bool = False) -> None:
+    """What becomes of pictures; `alone`: the ground truth may be wanted without low-resolution images, at scale 1."""
     group = parser.add_argument_group('what is made')
     group.add_argument(
         '--scale',
-        type=whole_number(2),
+        type=whole_number(1 if alone else 2),
         nargs='+',
         default=list(layout.SCALES),
-        help='low-resolution images to make (2 3 4)',
+        help='low-resolution images to make (2 3 4)' + '; 1: none, for noise and JPEG' * alone,
     )
     group.add_argument(
         '--lr',
@@ -61,9 +61,9 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--compress-level', type=int, choices=range(10), default=1, help='of PNG, 0 to 9 (1)')
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, *, lr: str = 'auto') -> None:
-    """What becomes of a training set's pictures."""
-    add_picture_arguments(parser, lr=lr)
+def add_training_arguments(parser: argparse.ArgumentParser, *, lr: str = 'auto', alone: bool = False) -> None:
+    """What becomes of a training set's pictures; `alone` as in `add_picture_arguments`."""
+    add_picture_arguments(parser, lr=lr, alone=alone)
     add_sub_image_arguments(parser, size=layout.SUB_IMAGE_SIZE, step='half their side', min_size=256)
 
 
@@ -104,8 +104,8 @@ def build_training_set(name: str, pictures: list[Picture], source: dict[str, Any
 
 def training_plan(name: str, pictures: list[Picture], source: dict[str, Any], args: argparse.Namespace) -> Plan:
     """The plan behind `build_training_set`."""
-    scales = sorted(set(args.scale))
-    cut = training_cut(args, common_modulus(scales))
+    scales = sorted(set(args.scale) - {1})
+    cut = training_cut(args, common_modulus(scales)) if scales else training_cut(args)
     size, step = cut.size, cut.step
     for scale in scales if size else []:
         if size % scale or step % scale:

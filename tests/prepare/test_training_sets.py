@@ -45,7 +45,7 @@ def test_div2k(prepare, div2k, tmp_path, pictures):
     outcome = prepare('div2k', div2k, '--allow-partial', '--scale', 2, 3, 4, *SMALL)
     folder = tmp_path / 'datasets' / 'DIV2K'
     names = ['DIV2K_HR_sub.lmdb', *(f'DIV2K_bicx{scale}_sub.lmdb' for scale in (2, 3, 4))]
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
+    assert sorted(path.name for path in folder.iterdir() if path.name[0] != '.') == sorted(
         [*names, 'manifest.json', 'meta_info_DIV2Ksub_GT.txt', '.prepare.lock']
     )
     hr = LmdbReader(folder / names[0])
@@ -235,6 +235,20 @@ def test_whole_pictures(prepare, div2k, tmp_path, pictures):
     assert np.array_equal(reader.image('0003'), pictures['0003'])
     assert LmdbReader(tmp_path / 'datasets' / 'whole' / 'whole_bicx4.lmdb').shape('0003') == (15, 33, 3)
     assert (tmp_path / 'datasets' / 'whole' / 'meta_info_whole_GT.txt').read_text().startswith('0001.png (96,120,3)\n')
+
+
+def test_ground_truth_alone(prepare, tmp_path, photos):
+    clean = photos.small('coffee', 53, 41)[..., ::-1]
+    save(tmp_path / 'in' / 'a.png', clean)
+    whole = ('--sub-size', 0, '--min-size', 0, '--workers', 1)
+    prepare('folder', tmp_path / 'in', '--name', 'Photos', '--scale', 1, *whole)
+    folder = tmp_path / 'datasets' / 'Photos'
+    assert sorted(path.name for path in folder.iterdir() if path.name[0] != '.') == [
+        'Photos_HR.lmdb', 'manifest.json', 'meta_info_Photos_GT.txt',
+    ]  # fmt: skip
+    assert np.array_equal(LmdbReader(folder / 'Photos_HR.lmdb').image('a'), clean)  # not cropped to multiples of 12
+    assert 'made' not in prepare('folder', tmp_path / 'in', '--name', 'Photos', '--scale', 1, *whole).out
+    assert "'1' is no whole number from 2" in prepare('div2k', tmp_path / 'in', '--scale', 1, code=2).err
 
 
 def test_transparency_is_refused_or_dropped(prepare, tmp_path, photos):
