@@ -45,7 +45,7 @@ def test_div2k(prepare, div2k, tmp_path, pictures):
     outcome = prepare('div2k', div2k, '--allow-partial', '--scale', 2, 3, 4, *SMALL)
     folder = tmp_path / 'datasets' / 'DIV2K'
     names = ['DIV2K_HR_sub.lmdb', *(f'DIV2K_bicx{scale}_sub.lmdb' for scale in (2, 3, 4))]
-    assert sorted(path.name for path in folder.iterdir() if path.name[0] != '.') == sorted(
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
         [*names, 'manifest.json', 'meta_info_DIV2Ksub_GT.txt', '.prepare.lock']
     )
     hr = LmdbReader(folder / names[0])
