@@ -60,10 +60,10 @@ def main(argv: list[str] | None = None) -> None:
     print('\n'.join(f'{name}: {describe_metric(each, opt["val"])}' for name, each in metrics.items()))
     if args.output is not None:
         picture.draw(args.output, args.title, strips(findings, args.pictures, tuple(args.place), next(iter(metrics))))
-    if args.log:
-        curves.draw(
-            args.output.with_stem(f'{args.output.stem}_curve'), args.title, [curves.read(log) for log in args.log]
-        )
+    if args.log is not None:
+        curve = curves.read(args.log)
+        curve.psnr += checkpoints(opt, args.checkpoints)
+        curves.draw(args.output.with_stem(f'{args.output.stem}_curve'), args.title, curve)
 
 
 def arguments() -> argparse.ArgumentParser:

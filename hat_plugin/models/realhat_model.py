@@ -199,12 +199,7 @@ class RealHATGANModel(RealHATMSEModel):
                 for key, value in ((f'l_d_{name}', loss), (f'out_d_{name}', judged.float().mean())):
                     sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value.detach() * share
         self._real_and_fake = []
-        norm = self.log_dict.pop('grad_norm', None)
-        self.log_dict.update(self.reduce_loss_dict(sums))
-        self.apply_step(self.optimizer_d, self.net_d, current_iter)
-        self.log_dict['grad_norm_d'] = self.log_dict.pop('grad_norm')
-        if norm is not None:
-            self.log_dict['grad_norm'] = norm
+        self.apply_step(self.optimizer_d, self.net_d, sums, current_iter, norm_name='grad_norm_d')
 
     def checkpoint_networks(self) -> dict[str, dict[str, nn.Module]]:
         """The networks of the base, and the discriminator as ``net_d``."""

@@ -238,8 +238,8 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + term.detach() * share
         self.output = output.detach()
-        self.log_dict = self.reduce_loss_dict(sums)
-        if self.apply_step(self.optimizer_g, self.net_g, current_iter) and self.ema_decay > 0:
+        self.log_dict = OrderedDict()
+        if self.apply_step(self.optimizer_g, self.net_g, sums, current_iter) and self.ema_decay > 0:
             update_ema(self.net_g_ema, self.get_bare_model(self.net_g), self.ema_decay)
 
     # -- use ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -51,17 +52,36 @@ class StepMixin:
         size = micro_batch_size(self.opt, self.lq.shape[0], distributed.current_world().size)
         return list(zip(self.lq.split(size), self.gt.split(size), strict=True))
 
-    def apply_step(self, optimizer: torch.optim.Optimizer, net: nn.Module, current_iter: int) -> bool:
-        """Clip the gradients, and step if they and the losses are finite.
+    def apply_step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        net: nn.Module,
+        losses: Mapping[str, Tensor],
+        current_iter: int,
+        norm_name: str = 'grad_norm',
+    ) -> bool:
+        """Clip the gradients, and step if they and the losses are finite; both go into `log_dict`.
+
+        The device is waited for once: losses and norm come back together, when all gradients are there.
+
+        Args:
+            optimizer: of `net`.
+            net: whose gradients are there.
+            losses: this rank's, by name; those that do not begin with ``l_`` are logged alone.
+            current_iter: for messages.
+            norm_name: what the gradients' norm is called in `log_dict`.
 
         Returns:
             Whether the weights moved.
         """
         self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(net.parameters(), self.grad_clip or float('inf'), foreach=True).item()
-        self.log_dict['grad_norm'] = norm
-        losses_finite = all(value - value == 0 for name, value in self.log_dict.items() if name.startswith('l_'))
-        if losses_finite and (norm - norm == 0):
+        norm = nn.utils.clip_grad_norm_(net.parameters(), self.grad_clip or float('inf'), foreach=True)
+        values = torch.cat([mean_over_ranks(losses), norm.detach().float().reshape(1)]).tolist()
+        found = OrderedDict(zip([*losses, norm_name], values, strict=True))
+        self.log_dict.update(found)
+        losses_finite = all(value - value == 0 for name, value in found.items() if name.startswith('l_'))
+        norm_finite = found[norm_name] - found[norm_name] == 0
+        if losses_finite and norm_finite:
             self.scaler.step(optimizer)
             self.scaler.update()
             self.nonfinite = 0
@@ -88,11 +108,12 @@ class StepMixin:
                 ' broken pictures with `basicsr check`.'
             )
 
-    def reduce_loss_dict(self, loss_dict: dict[str, Tensor]) -> dict[str, float]:
-        """The mean of each loss over the ranks, the same on each rank (BasicSR has it on rank 0 alone)."""
-        stacked = torch.stack([value.detach().float().mean() for value in loss_dict.values()])
-        world = distributed.current_world()
-        if world.distributed:
-            torch.distributed.all_reduce(stacked)
-            stacked /= world.size
-        return OrderedDict(zip(loss_dict, stacked.tolist(), strict=True))
+
+def mean_over_ranks(losses: Mapping[str, Tensor]) -> Tensor:
+    """The mean of each loss over the ranks, the same on each rank (BasicSR has it on rank 0 alone); (len(losses),)."""
+    stacked = torch.stack([value.detach().float().mean() for value in losses.values()])
+    world = distributed.current_world()
+    if world.distributed:
+        torch.distributed.all_reduce(stacked)
+        stacked /= world.size
+    return stacked

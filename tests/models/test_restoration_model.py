@@ -77,6 +77,23 @@ def test_ema_follows_and_copies_buffers(tmp_path, batch):
     assert trained.evaluation_network() is trained.net_g_ema
 
 
+def test_a_step_waits_for_the_device_once(tmp_path, batch, monkeypatch):
+    trained = model(tmp_path, grad_clip=1.0, optim_g={'type': 'SGD', 'lr': 0.1})
+    waits = []
+    for name in ('item', 'tolist', '__float__', '__bool__', '__int__', 'numpy', 'cpu'):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, original=original, name=name):
+            waits.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    trained.feed_data(batch)
+    trained.optimize_parameters(1)
+    assert waits == ['tolist']
+    assert trained.get_current_log().keys() == {'l_pix', 'grad_norm'}
+
+
 def test_gradients_are_clipped_to_the_norm(tmp_path, batch):
     moved = {}
     for clip in (None, 1e-3):
