@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='who starts the ranks')
     parser.add_argument('--debug', action='store_true', help='put debug_ before the name')
     parser.add_argument(
-        '--precision', choices=('fp32', 'bf16'), help='bf16: faster where there are instructions for it'
+        '--precision',
+        choices=('fp32', 'bf16', 'fp16'),
+        help='bf16: faster where there are instructions for it; fp16: on a GPU',
     )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
     parser.add_argument(

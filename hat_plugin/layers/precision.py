@@ -15,6 +15,7 @@ PRECISIONS: dict[str, tuple[torch.dtype, bool]] = {
     'bf16': (torch.bfloat16, True),
     'fp16': (torch.float16, True),
     'mixed': (torch.bfloat16, False),
+    'mixed_fp16': (torch.float16, False),
 }
 
 
@@ -24,11 +25,11 @@ def prepare_for_inference(net: Network, precision: str) -> Network:
     Autocast is not needed for it. The input may stay fp32, and the result has the input's type.
 
     Args:
-        net: a network of this package's layers. In 'mixed', normalisations and the convolutions ``conv_first`` and
-            ``conv_last``, which see pixels, keep fp32, and with them the residual stream; other networks may not bring
-            their products' operands to one type and raise in their forward pass.
-        precision: 'fp32'; 'bf16' or 'fp16' for everything; 'mixed' for products in bf16 around a residual stream in
-            fp32, closer to fp32 and a little larger and slower than 'bf16'.
+        net: a network of this package's layers. In the mixed ones, normalisations and the convolutions ``conv_first``
+            and ``conv_last``, which see pixels, keep fp32, and with them the residual stream; other networks may not
+            bring their products' operands to one type and raise in their forward pass.
+        precision: 'fp32'; 'bf16' or 'fp16' for everything; 'mixed' or 'mixed_fp16' for products in bf16 or fp16 around
+            a residual stream in fp32, closer to fp32 and a little larger and slower.
 
     Returns:
         net.

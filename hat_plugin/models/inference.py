@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from hat_plugin.archs.hat_arch import HAT
+from hat_plugin.archs.hat_unet_arch import HATUNet
 from hat_plugin.engine.tiles import tiled_forward
+from hat_plugin.errors import HatPluginError
 from hat_plugin.layers.embedding import pad_to_multiple
 from hat_plugin.layers.precision import prepare_for_inference
 
-Precision = Literal['fp32', 'bf16']
+Precision = Literal['fp32', 'bf16', 'fp16']
+HALVES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+MIXED = {'bf16': 'mixed', 'fp16': 'mixed_fp16'}  # of `prepare_for_inference`
 
 
 class AnySize(nn.Module):
@@ -23,21 +27,22 @@ class AnySize(nn.Module):
         net: maps (B, C, h, w) to (B, C, h * scale, w * scale).
         pad_to: h and w that `net` is given are multiples of this (BasicSR's SwinIR needs it); mirrored.
         scale: enlargement.
-        precision: 'bf16' computes products and convolutions in bfloat16 and the rest in float32, by weights that
-            `convert` converted, else by autocast; 'fp32' in what the weights are.
+        precision: 'bf16' and 'fp16' compute products and convolutions in half precision and the rest in float32, by
+            weights that `convert` converted, else by autocast; 'fp32' in what the weights are.
     """
 
     def __init__(self, net: nn.Module, pad_to: int, scale: int, precision: Precision = 'fp32') -> None:
         super().__init__()
         self.net, self.pad_to, self.scale, self.precision, self.calls = net, pad_to, scale, precision, 0
-        converted = any(parameter.dtype == torch.bfloat16 for parameter in net.parameters())
-        self._autocast = precision == 'bf16' and not converted
+        half = HALVES.get(precision)
+        converted = any(parameter.dtype == half for parameter in net.parameters())
+        self._autocast = None if converted else half
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] to (B, C, H * scale, W * scale), float32."""
         self.calls += 1
         height, width = image.shape[-2:]
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(image.device.type, self._autocast, enabled=self._autocast is not None):
             output = self.net(pad_to_multiple(image, self.pad_to))
         return output[..., : height * self.scale, : width * self.scale].float()
 
@@ -49,9 +54,21 @@ def precision_of(opt: dict[str, Any]) -> Precision:
 
 def convert(net: nn.Module, precision: Precision) -> nn.Module:
     """Convert a network's weights for inference, once and in place; of those that autocast serves none are."""
-    if precision == 'bf16' and isinstance(net, HAT):
-        return prepare_for_inference(net, 'mixed')
+    if precision in MIXED and isinstance(net, HAT | HATUNet):
+        return prepare_for_inference(net, MIXED[precision])
     return net
+
+
+def check_precision(precision: str, device: torch.device | str) -> None:
+    """Refuse what a device has no use for.
+
+    Raises:
+        HatPluginError: an unknown precision, or fp16 on a CPU, which multiplies it by way of fp32 or not at all.
+    """
+    if precision != 'fp32' and precision not in HALVES:
+        raise HatPluginError(f'precision is {precision!r}; it must be fp32, bf16 or fp16')
+    if precision == 'fp16' and torch.device(device).type == 'cpu':
+        raise HatPluginError('precision fp16 is for GPUs, and the device is a CPU; give bf16 or fp32')
 
 
 def window_of(net: nn.Module, opt: dict[str, Any]) -> int:

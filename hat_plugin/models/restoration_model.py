@@ -24,7 +24,7 @@ from hat_plugin.engine.options import RootOptions
 from hat_plugin.errors import HatPluginError, TrainingError
 from hat_plugin.losses.pretrained import VGG19_FILE, missing_weights
 from hat_plugin.models import states
-from hat_plugin.models.inference import convert, precision_of, restore_batch
+from hat_plugin.models.inference import check_precision, convert, precision_of, restore_batch
 from hat_plugin.models.step import StepMixin
 from hat_plugin.models.validation import ValidationMixin
 
@@ -51,6 +51,7 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
         BaseModel.__init__(self, opt)
         self.opt = opt
         self.device = _device(opt)
+        check_precision(precision_of(opt), self.device)
         self.log_dict: dict[str, float] = OrderedDict()
         train_opt = opt.get('train') or {}
         self.channels_last = bool(train_opt.get('channels_last'))

@@ -13,7 +13,7 @@ from torch import nn
 
 from hat_plugin.engine.checkpoint import Weights, load_into, load_weights
 from hat_plugin.errors import HatPluginError, OptionsError
-from hat_plugin.models.inference import AnySize, Precision, convert
+from hat_plugin.models.inference import AnySize, Precision, check_precision, convert
 from hat_plugin.restore.detect import ARCHITECTURES, Detected, detect
 
 
@@ -62,16 +62,15 @@ def load_network(
             (architectures: `hat_plugin.restore.detect.ARCHITECTURES`).
         scale: the enlargement expected; where the weights cannot show it, this decides.
         device: 'auto' (CUDA where there is some), 'cpu', 'cuda' or 'cuda:N'.
-        precision: 'fp32' or 'bf16'.
+        precision: 'fp32', 'bf16', or on a GPU 'fp16'.
 
     Raises:
         CheckpointError: the file is unreadable or unsafe, is of no known architecture, or does not fit.
         OptionsError: the option file is wrong.
         HatPluginError: no such device or precision.
     """
-    if precision not in ('fp32', 'bf16'):
-        raise HatPluginError(f'precision is {precision!r}; it must be fp32 or bf16')
     place = pick_device(device)
+    check_precision(precision, place)
     loaded = load_weights(weights)
     if opt is None:
         found = detect(loaded.state_dict, str(weights), scale)

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from hat_plugin.archs.hat_arch import HAT
+from hat_plugin.archs.hat_unet_arch import HATUNet
 from hat_plugin.archs.nafnet_arch import NAFNet, NAFNetLocal
 from hat_plugin.archs.restormer_arch import Restormer
+from hat_plugin.layers.precision import PRECISIONS, prepare_for_inference
 from hat_plugin.models.grids import restore_in_grids
 from hat_plugin.models.inference import padding_of, restore_batch, window_of
 
@@ -68,3 +70,31 @@ def test_bf16_is_near_fp32(net: Any) -> None:
     assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
     converted, _ = restore_batch(net.bfloat16(), x, {})
     assert (converted - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize('precision', ['mixed', 'mixed_fp16'])
+@pytest.mark.parametrize(
+    'arguments', [{}, {'feed_forward': 'gated', 'overlap_ratio': 0.5, 'fusion': 'gate', 'upscale': 2}]
+)
+def test_a_converted_hatunet_keeps_its_stream_in_fp32(precision: str, arguments: dict[str, Any], photos: Any) -> None:
+    torch.manual_seed(0)
+    size = {'embed_dim': 16, 'depths': [2, 1], 'num_heads': [1, 2], 'refinement_depth': 1}
+    net = HATUNet(**size, **arguments).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        parameter.add_(0.02 * torch.randn_like(parameter))
+    x = torch.from_numpy(photos.small('coffee', 48, 40)).permute(2, 0, 1)[None].float() / 255
+    expected = net(x)
+    found = prepare_for_inference(net, precision)(x)
+    assert found.dtype == torch.float32
+    assert net.bottleneck.blocks[0].attn.qkv.weight.dtype == PRECISIONS[precision][0]
+    noise = (found - expected).square().mean() / expected.square().mean()
+    assert 0 < noise < {'mixed': 1e-4, 'mixed_fp16': 2e-6}[precision]
+
+
+@pytest.mark.gpu
+def test_fp16_on_a_gpu_is_near_fp32(net: Any) -> None:
+    net = net.cuda()
+    x = torch.rand(1, 3, 24, 32, device='cuda')
+    expected, _ = restore_batch(net, x, {})
+    found, _ = restore_batch(net, x, {'val': {'precision': 'fp16'}})
+    assert 0 < (found - expected).abs().max() < 0.01 * expected.abs().max()

@@ -351,8 +351,10 @@ def test_devices_and_precisions_that_are_not_there(tmp_path: Path) -> None:
         load_network(tmp_path / 'net.pth', device='cuda:77')
     with pytest.raises(HatPluginError, match='gpu'):
         load_network(tmp_path / 'net.pth', device='gpu')
-    with pytest.raises(HatPluginError, match='fp16'):
-        load_network(tmp_path / 'net.pth', precision='fp16')  # type: ignore[arg-type]
+    with pytest.raises(HatPluginError, match='fp16 is for GPUs.*give bf16 or fp32'):
+        load_network(tmp_path / 'net.pth', device='cpu', precision='fp16')
+    with pytest.raises(HatPluginError, match="'fp8'; it must be fp32, bf16 or fp16"):
+        load_network(tmp_path / 'net.pth', device='cpu', precision='fp8')  # type: ignore[arg-type]
 
 
 def test_the_key_taken_is_said(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class ValOptions(Section):
     metrics: Mapping | None = None
     use_image: Flag | None = None
     at_start: Flag | None = None
-    precision: Literal['fp32', 'bf16'] | None = None
+    precision: Literal['fp32', 'bf16', 'fp16'] | None = None
 
 
 class LoggerOptions(Section):
