@@ -74,7 +74,13 @@ def test_bf16_is_near_fp32(net: Any) -> None:
 
 @pytest.mark.parametrize('precision', ['mixed', 'mixed_fp16'])
 @pytest.mark.parametrize(
-    'arguments', [{}, {'feed_forward': 'gated', 'overlap_ratio': 0.5, 'fusion': 'gate', 'upscale': 2}]
+    'arguments',
+    [
+        {},
+        {'feed_forward': 'gated', 'overlap_ratio': 0.5, 'fusion': 'gate', 'upscale': 2},
+        {'lem_norm': 'batch', 'squeeze_factor': 4, 'fusion': 'concat'},
+        {'lem_norm': 'instance', 'downsampler': 'pixelunshuffle', 'level_upsampler': 'interpolate'},
+    ],
 )
 def test_a_converted_hatunet_keeps_its_stream_in_fp32(precision: str, arguments: dict[str, Any], photos: Any) -> None:
     torch.manual_seed(0)
@@ -88,7 +94,7 @@ def test_a_converted_hatunet_keeps_its_stream_in_fp32(precision: str, arguments:
     assert found.dtype == torch.float32
     assert net.bottleneck.blocks[0].attn.qkv.weight.dtype == PRECISIONS[precision][0]
     noise = (found - expected).square().mean() / expected.square().mean()
-    assert 0 < noise < {'mixed': 1e-4, 'mixed_fp16': 2e-6}[precision]
+    assert 0 < noise < {'mixed': 2e-3, 'mixed_fp16': 5e-5}[precision]
 
 
 @pytest.mark.gpu
