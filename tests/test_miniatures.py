@@ -20,6 +20,7 @@ from published_options import published
 from scipy.io import savemat
 
 from hat_plugin.cli import main
+from hat_plugin.data.bicubic import imresize
 from hat_plugin.prepare import layout
 
 OPTIONS = Path(__file__).resolve().parent.parent / 'options'
@@ -54,6 +55,9 @@ def data(tmp_path_factory: pytest.TempPathFactory, photos: Any) -> Path:
             save(f'rain/{"input" if kind == "NOISY" else "target"}/{name}.png', image)
         save(f'clean/{name}.png', clean)
         save(f'datasets/kodak/{name}.png', clean[:40, :40])
+        for benchmark in layout.BENCHMARKS:
+            save(f'{layout.benchmark_gt(benchmark, 4)}/{name}.png', clean[:48, :64])
+            save(f'{layout.benchmark_lr(benchmark, 4)}/{name}.png', imresize(clean[:48, :64], 1 / 4))
         for part in ('train', 'test'):
             for kind, image in (('blur', cv2.GaussianBlur(clean, (9, 9), 2)), ('sharp', clean)):
                 save(f'GOPRO_Large/{part}/GOPR0372_{name}/{kind}/000047.png', image)
@@ -63,6 +67,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, photos: Any) -> Path:
     commands: list[list[str]] = [
         ['sidd', '.', '--parts', 'train', 'val', '--allow-partial', *CROPS],
         ['gopro', 'GOPRO_Large', '--allow-partial', *CROPS],
+        ['folder', 'clean', '--name', 'DF2K', '--scale', '4', *CROPS],
         ['pairs', '--name', 'Rain13K', '--lq', 'rain/input', '--gt', 'rain/target', *CROPS],
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -80,7 +85,7 @@ def shrunk(opt: dict[str, Any]) -> dict[str, Any]:
     for phase, block in opt['datasets'].items():
         clean = 'dataroot_lq' not in block or block['dataroot_lq'] == 'none'
         if phase == 'train':
-            block |= {'gt_size': 32, 'batch_size_per_gpu': 2, 'num_worker_per_gpu': 0}
+            block |= {'gt_size': 32 if opt['scale'] == 1 else 48, 'batch_size_per_gpu': 2, 'num_worker_per_gpu': 0}
             if 'iters' in block:
                 block |= {'mini_batch_sizes': [2, 1], 'iters': [1, 1], 'gt_sizes': [16, 32]}
         if clean:
@@ -142,8 +147,8 @@ def test_published_files_train_and_validate(
 
 
 OURS = (
-    'HATUNet_SIDD', 'HAT_SIDD', 'Restormer_SIDD', 'NAFNet_GoPro', 'HATUNet_GoPro', 'HATUNet_denoise_color_blind',
-    'HAT_denoise_gray_sigma25', 'HAT_JPEG_q10', 'SwinIR_denoise_color_sigma25',
+    'HAT_SRx4', 'HATUNet_SIDD', 'HAT_SIDD', 'Restormer_SIDD', 'NAFNet_GoPro', 'HATUNet_GoPro',
+    'HATUNet_denoise_color_blind', 'HAT_denoise_gray_sigma25', 'HAT_JPEG_q10', 'SwinIR_denoise_color_sigma25',
 )  # fmt: skip
 
 
