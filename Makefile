@@ -5,12 +5,17 @@
 #   PYTHON  the Python that it is made of                                       make venv PYTHON=python3.12
 #   TORCH   what pip is to install as PyTorch; any of pip's options may stand in it. For the CPU alone:
 #           make venv TORCH='--index-url https://download.pytorch.org/whl/cpu torch==2.13.0 torchvision==0.28.0'
+#   JOBS    how many processes share the tests, 4 at most; 0: this one alone    make test JOBS=0 ARGS=--pdb
 #   ARGS    more arguments for the command                                      make test ARGS='-k tiles -x'
 
 VENV   ?= .venv
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0 torchvision==0.28.0
+JOBS   ?= auto
 ARGS   ?=
+
+# Each process takes 1 to 3 GB.
+PARALLEL := -n $(JOBS) --maxprocesses 4 --dist worksteal
 
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -45,10 +50,10 @@ demo: $(READY)
 	$(BIN)/basicsr demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m 'not gpu and not slow' $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not gpu and not slow' $(ARGS)
 
 test-all: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)

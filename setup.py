@@ -72,6 +72,7 @@ setup(
             'lpips>=0.1.4',
             'matplotlib>=3.8',
             'pytest>=8',
+            'pytest-xdist>=3.6',
             'pytorch-msssim>=1.0',
             'spandrel>=0.4',
             'spandrel-extra-arches>=0.2',  # Restormer's code, not for commerce: an oracle alone
