@@ -172,7 +172,12 @@ def light() -> list[Run]:
     return [
         Run(small, PHOTOS, recipes.light_recipe(5000, 1000), measured='McMaster 31.35/.8692; noisy 20.18'),
         Run(small, POLYU, recipes.light_recipe(2500, 500), measured='37.15/.9574; noisy 35.42/.9206'),
-        Run(small, GOPRO_PAIR, recipes.light_recipe(1500, 250), measured='24.06/.7956 from one pair; blurred 24.05/.7963'),
+        Run(
+            small,
+            GOPRO_PAIR,
+            recipes.light_recipe(1500, 250),
+            measured='24.06/.7956 from one pair; blurred 24.05/.7963',
+        ),
     ]
 
 
