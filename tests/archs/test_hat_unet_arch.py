@@ -207,7 +207,7 @@ EFFECTS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize('changes', EFFECTS, ids=str)
+@pytest.mark.parametrize('changes', EFFECTS, ids=lambda changes: '-'.join(changes))
 def test_every_option_has_an_effect(changes: dict[str, Any]) -> None:
     x = image()
     with torch.no_grad():
