@@ -91,6 +91,7 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
             return net
         if not self.is_train:
             return net
+        # static_graph=True fails where the first pass is not synchronised, as in accumulation (seen with torch 2.13).
         return DistributedDataParallel(
             net,
             device_ids=[self.device.index] if self.device.type == 'cuda' else None,
