@@ -377,6 +377,20 @@ def test_compiles_as_one_graph(small: Small) -> None:
         torch.testing.assert_close(compiled(x), net(x))
 
 
+def test_other_sizes_are_not_compiled_one_by_one(small: Small) -> None:
+    """One graph for the first size, one for all that need no padding, one more where padding comes in."""
+    net = small(depths=(1,), num_heads=(2,))
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    compiled = torch.compile(net, backend='eager', fullgraph=True)
+    with torch.no_grad():
+        for height, width in ((24, 32), (40, 48), (16, 24), (56, 40), (64, 64), (13, 20), (29, 31)):
+            x = image(3, height, width)
+            torch.testing.assert_close(compiled(x), net(x))
+    assert counters['stats']['unique_graphs'] <= 4
+
+
 def test_golden_output() -> None:
     """Weights and image from a formula; numbers from spandrel 0.4's HAT."""
     net = HAT(**GOLDEN_SIZES).eval()
