@@ -26,7 +26,8 @@ def test_each_set_has_a_script_that_is_the_command(repository, monkeypatch, caps
     [
         ((), 'set'),
         (('div2k',), 'source'),
-        (('folder', 'x', '--scale', '1'), "'1' is no whole number from 2 on"),
+        (('div2k', 'x', '--scale', '1'), "'1' is no whole number from 2 on"),
+        (('folder', 'x', '--scale', '0'), "'0' is no whole number from 1 on"),
         (('folder', 'x', '--workers', '0'), "'0' is no whole number from 1 on"),
         (('folder', 'x', '--raw', '--no-lmdb'), 'not allowed with'),
         (('folder', 'x', '--scal', '2'), 'unrecognized arguments'),
