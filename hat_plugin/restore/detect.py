@@ -1,6 +1,6 @@
 """Which network a weights file belongs to, read off its names and shapes.
 
-To add an architecture, write a reader of its weights and put it into `ARCHITECTURES`.
+To add an architecture, write a reader of its weights in `hat_plugin.restore.readers` and put it into `ARCHITECTURES`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hat_plugin.errors import CheckpointError
-from hat_plugin.restore.detected import Detected, StateDict
-from hat_plugin.restore.read_swin import read_hat, read_swinir
-from hat_plugin.restore.read_unet import read_hat_unet, read_nafnet, read_restormer
+from hat_plugin.restore.readers.hat_unet import read_hat_unet
+from hat_plugin.restore.readers.nafnet import read_nafnet
+from hat_plugin.restore.readers.restormer import read_restormer
+from hat_plugin.restore.readers.shapes import Detected, StateDict
+from hat_plugin.restore.readers.swin import read_hat, read_swinir
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ def detect(state_dict: StateDict, source: str, scale: int | None = None) -> Dete
         raise CheckpointError(
             f'{source}: looks like {name}, but {error} is missing or has an odd shape; the file may be incomplete'
         ) from error
+    except ValueError as error:
+        raise CheckpointError(f'{source}: looks like {name}, but an entry has an odd shape ({error})') from error
     if scale is not None and scale != found.scale:
         raise CheckpointError(f'{source}: the network enlarges {found.scale} times, not {scale}; leave out --scale')
     return found
@@ -88,12 +92,6 @@ ARCHITECTURES = {
         pads=False,
         foreign=('overlap_attn', 'conv_block', 'logit_scale'),
     ),
-    'Restormer': Architecture(
-        'hat_plugin.archs.restormer_arch:Restormer',
-        ('patch_embed.proj.weight', 'encoder_level1.0.attn.temperature', 'latent.0.ffn.project_out.weight'),
-        read_restormer,
-        pads=True,
-    ),
     'HATUNet': Architecture(
         'hat_plugin.archs.hat_unet_arch:HATUNet',
         (
@@ -102,6 +100,12 @@ ARCHITECTURES = {
             'bottleneck.blocks.0.mlp.fc2.weight',
         ),
         read_hat_unet,
+        pads=True,
+    ),
+    'Restormer': Architecture(
+        'hat_plugin.archs.restormer_arch:Restormer',
+        ('patch_embed.proj.weight', 'encoder_level1.0.attn.temperature', 'latent.0.ffn.project_out.weight'),
+        read_restormer,
         pads=True,
     ),
     'NAFNet': Architecture('hat_plugin.archs.nafnet_arch:NAFNet', _NAFNET_MARKS, read_nafnet, pads=True),

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from hat_plugin.engine.checkpoint import Weights, load_into, load_weights
-from hat_plugin.errors import HatPluginError, OptionsError
+from hat_plugin.errors import CheckpointError, HatPluginError, OptionsError
 from hat_plugin.models.inference import AnySize, Precision, check_precision, convert
-from hat_plugin.restore.detect import ARCHITECTURES, Detected, detect
+from hat_plugin.restore.detect import ARCHITECTURES, detect
+from hat_plugin.restore.readers.shapes import Detected
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class Network:
         """One line: what was built, from what, and what was assumed."""
         found = self.found
         kind = f'x{found.scale}' if found.scale > 1 else 'same size'
-        assumed = f'; not visible in the weights, assumed: {", ".join(found.assumed)}' if found.assumed else ''
+        assumed = ''
+        if found.assumed:
+            usual = ', '.join(found.assumed)
+            assumed = f'; not visible in the weights, so as published or by default: {usual}; else give --opt X.yml'
         count = sum(parameter.numel() for parameter in self.net.parameters())
         depths = f', depths {list(found.arguments["depths"])}' if 'depths' in found.arguments else ''
         return (
@@ -112,7 +116,7 @@ def _build_detected(found: Detected, source: str) -> nn.Module:
     try:
         net: nn.Module = constructor(**found.arguments)
     except (TypeError, ValueError, AssertionError) as error:
-        raise HatPluginError(
+        raise CheckpointError(
             f'{source}: {found.architecture} cannot be built as its weights show it ({error}); give --opt X.yml'
         ) from error
     return net
@@ -153,14 +157,16 @@ def _first_of(arguments: dict[str, Any], names: tuple[str, ...], default: int) -
 
 
 def _with_constants(net: nn.Module, weights: Weights) -> Weights:
-    """Fill in buffers that the file lacks: what is no parameter follows from the arguments.
+    """Fill in buffers that the file lacks: what is no parameter follows from the arguments, but for learned statistics.
 
     SwinIR's masks for the size of the training crop are taken from the network whatever the file has; another size has
     masks of its own anyway.
     """
-    parameters = {name for name, _ in net.named_parameters()}
+    learned = {name for name, _ in net.named_parameters()}
     state = dict(weights.state_dict)
     for key, value in net.state_dict().items():
-        if key not in parameters and (key not in state or key.endswith('.attn_mask')):
+        if key.endswith(('.running_mean', '.running_var')):
+            continue
+        if key not in learned and (key not in state or key.endswith('.attn_mask')):
             state[key] = value
     return replace(weights, state_dict=state)

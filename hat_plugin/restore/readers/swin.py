@@ -1,11 +1,11 @@
-"""Weights of HAT and SwinIR: what their shapes say of the network."""
+"""HAT and SwinIR, whose weights have most names in common."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from hat_plugin.restore.detected import Detected, StateDict, count, ratio
+from hat_plugin.restore.readers.shapes import Detected, StateDict, count, ratio_of, read_upsampler
 
 _GROUP = 'layers.{}.residual_group.'
 _BLOCK = 'layers.{}.residual_group.blocks.{}.'
@@ -13,7 +13,7 @@ _BLOCK = 'layers.{}.residual_group.blocks.{}.'
 
 def read_hat(weights: StateDict, scale: int | None) -> Detected:
     """HAT in any size. Not visible: conv_scale, img_range (and what acts in training alone)."""
-    common, found_scale, channels, assumed = _read_common(weights, scale, 'overlap_attn')
+    common, found_scale, channels, assumed = _read_swin_common(weights, scale, 'overlap_attn')
     dim, window = common['embed_dim'], common['window_size']
     block = _BLOCK.format(0, 0)
     side = math.isqrt(weights[_GROUP.format(0) + 'overlap_attn.relative_position_bias_table'].shape[0])
@@ -21,7 +21,7 @@ def read_hat(weights: StateDict, scale: int | None) -> Detected:
         **common,
         'compress_ratio': dim // weights[f'{block}conv_block.cab.0.weight'].shape[0],
         'squeeze_factor': dim // weights[f'{block}conv_block.cab.3.attention.1.weight'].shape[0],
-        'overlap_ratio': ratio(side + 1 - 2 * window, window),
+        'overlap_ratio': ratio_of(side + 1 - 2 * window, window),
         'conv_scale': 0.01,
         'img_range': 1.0,
     }
@@ -32,7 +32,7 @@ def read_hat(weights: StateDict, scale: int | None) -> Detected:
 
 def read_swinir(weights: StateDict, scale: int | None) -> Detected:
     """SwinIR in any size. Not visible: img_range, which is 255 in the published JPEG networks (window 7), else 1."""
-    common, found_scale, channels, assumed = _read_common(weights, scale, 'blocks.0.attn')
+    common, found_scale, channels, assumed = _read_swin_common(weights, scale, 'blocks.0.attn')
     window = common['window_size']
     img_range = 255.0 if window == 7 and common['upsampler'] == '' else 1.0
     arguments = {**common, 'img_range': img_range}
@@ -51,7 +51,7 @@ def _swinir_training_size(weights: StateDict, window: int) -> int:
     return window if whole else 8 * window
 
 
-def _read_common(
+def _read_swin_common(
     weights: StateDict, scale: int | None, attention: str
 ) -> tuple[dict[str, Any], int, int, tuple[str, ...]]:
     """What HAT and SwinIR share: (arguments, scale, channels, assumptions)."""
@@ -60,14 +60,14 @@ def _read_common(
     block = _BLOCK.format(0, 0)
     heads = f'{attention}.relative_position_bias_table'
     table_side = math.isqrt(weights[f'{block}attn.relative_position_bias_table'].shape[0])
-    upsampler, upscale, assumed = _read_upsampler(weights, channels, scale)
+    upsampler, upscale, assumed = read_upsampler(weights, channels, scale)
     arguments: dict[str, Any] = {
         'in_chans': channels,
         'embed_dim': dim,
         'depths': [count(weights, f'layers.{group}.residual_group.blocks.{{}}.') for group in range(groups)],
         'num_heads': [weights[_GROUP.format(group) + heads].shape[1] for group in range(groups)],
         'window_size': (table_side + 1) // 2,
-        'mlp_ratio': ratio(weights[f'{block}mlp.fc1.weight'].shape[0], dim),
+        'mlp_ratio': ratio_of(weights[f'{block}mlp.fc1.weight'].shape[0], dim),
         'qkv_bias': f'{block}attn.qkv.bias' in weights,
         'patch_norm': 'patch_embed.norm.weight' in weights,
         'upscale': upscale,
@@ -77,23 +77,6 @@ def _read_common(
     if 'absolute_pos_embed' in weights:
         arguments |= {'ape': True, 'img_size': math.isqrt(weights['absolute_pos_embed'].shape[1])}
     return arguments, upscale, channels, assumed
-
-
-def _read_upsampler(weights: StateDict, channels: int, scale: int | None) -> tuple[str, int, tuple[str, ...]]:
-    """(upsampler, scale, assumptions) by the convolutions on the way up."""
-    if 'conv_hr.weight' in weights:
-        steps = sum(1 for number in range(1, 9) if f'conv_up{number}.weight' in weights)
-        if steps == 1:  # one step looks the same for 2 and 3
-            return 'nearest+conv', scale or 2, () if scale else ('scale 2 (--scale 3 for the other)',)
-        return 'nearest+conv', 2**steps, ()
-    if 'conv_before_upsample.0.weight' in weights:
-        features = weights['conv_last.weight'].shape[1]
-        shuffles = [key for key in weights if key.startswith('upsample.') and key.endswith('.weight')]
-        factors = [math.isqrt(weights[key].shape[0] // features) for key in shuffles]
-        return 'pixelshuffle', math.prod(factors), ()
-    if 'upsample.0.weight' in weights:
-        return 'pixelshuffledirect', math.isqrt(weights['upsample.0.weight'].shape[0] // channels), ()
-    return '', 1, ()
 
 
 def _residual_connection(weights: StateDict) -> str:
