@@ -1,4 +1,4 @@
-"""What Restormer's and NAFNet's published option files say: their values, as the dicts that YAML makes of them."""
+"""What HAT's, Restormer's and NAFNet's published option files say, as the dicts that YAML makes of them."""
 
 from __future__ import annotations
 
@@ -249,6 +249,65 @@ TESTING = {
     'nafnet_gopro_32': nafnet_test(TRAINING['nafnet_gopro_32'], 'test'),
     'nafnet_gopro_64': nafnet_test(TRAINING['nafnet_gopro_64'], 'test'),
 }
+
+HAT_PSNR = {'crop_border': 2, 'test_y_channel': True, 'better': 'higher'}
+HAT: dict[str, Any] = {
+    'name': 'train_HAT_SRx2_from_scratch',
+    'model_type': 'HATModel',
+    'scale': 2,
+    'num_gpu': 'auto',
+    'manual_seed': 0,
+    'datasets': {
+        'train': {
+            'name': 'DF2K',
+            'type': 'PairedImageDataset',
+            'dataroot_gt': 'datasets/DF2K/DF2K_HR_sub',
+            'dataroot_lq': 'datasets/DF2K/DF2K_bicx2_sub',
+            'meta_info_file': 'hat/data/meta_info/meta_info_DF2Ksub_GT.txt',
+            'io_backend': DISK,
+            'gt_size': 128,
+            'use_hflip': True,
+            'use_rot': True,
+            'use_shuffle': True,
+            'num_worker_per_gpu': 6,
+            'batch_size_per_gpu': 4,
+            'dataset_enlarge_ratio': 1,
+            'prefetch_mode': None,
+        },
+        'val_1': {
+            'name': 'Set5',
+            'type': 'PairedImageDataset',
+            'dataroot_gt': './datasets/Set5/GTmod2',
+            'dataroot_lq': './datasets/Set5/LRbicx2',
+            'io_backend': DISK,
+        },
+    },
+    'network_g': {
+        'type': 'HAT', 'upscale': 2, 'in_chans': 3, 'img_size': 64, 'window_size': 16, 'compress_ratio': 3,
+        'squeeze_factor': 30, 'conv_scale': 0.01, 'overlap_ratio': 0.5, 'img_range': 1.0, 'depths': [6] * 6,
+        'embed_dim': 180, 'num_heads': [6] * 6, 'mlp_ratio': 2, 'upsampler': 'pixelshuffle', 'resi_connection': '1conv',
+    },
+    'path': PATH,
+    'train': {
+        'ema_decay': 0.999,
+        'optim_g': {'type': 'Adam', 'lr': 2e-4, 'weight_decay': 0, 'betas': [0.9, 0.99]},
+        'scheduler': {'type': 'MultiStepLR', 'milestones': [250000, 400000, 450000, 475000], 'gamma': 0.5},
+        'total_iter': 500000,
+        'warmup_iter': -1,
+        'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'},
+    },
+    'val': {
+        'val_freq': 5e3,
+        'save_img': False,
+        'pbar': False,
+        'metrics': {
+            'psnr': {'type': 'calculate_psnr', **HAT_PSNR},
+            'ssim': {'type': 'calculate_ssim', **HAT_PSNR},
+        },
+    },
+    'logger': {'print_freq': 100, 'save_checkpoint_freq': 5e3, **LOGGER},
+    'dist_params': DIST,
+}  # fmt: skip
 
 
 def published(name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from published_options import published
+from published_options import HAT, published
 from scipy.io import savemat
 
 from hat_plugin.cli import main
@@ -55,9 +55,9 @@ def data(tmp_path_factory: pytest.TempPathFactory, photos: Any) -> Path:
             save(f'rain/{"input" if kind == "NOISY" else "target"}/{name}.png', image)
         save(f'clean/{name}.png', clean)
         save(f'datasets/kodak/{name}.png', clean[:40, :40])
-        for benchmark in layout.BENCHMARKS:
-            save(f'{layout.benchmark_gt(benchmark, 4)}/{name}.png', clean[:48, :64])
-            save(f'{layout.benchmark_lr(benchmark, 4)}/{name}.png', imresize(clean[:48, :64], 1 / 4))
+        for benchmark, scale in ((benchmark, scale) for benchmark in layout.BENCHMARKS for scale in (2, 4)):
+            save(f'{layout.benchmark_gt(benchmark, scale)}/{name}.png', clean[:48, :64])
+            save(f'{layout.benchmark_lr(benchmark, scale)}/{name}.png', imresize(clean[:48, :64], 1 / scale))
         for part in ('train', 'test'):
             for kind, image in (('blur', cv2.GaussianBlur(clean, (9, 9), 2)), ('sharp', clean)):
                 save(f'GOPRO_Large/{part}/GOPR0372_{name}/{kind}/000047.png', image)
@@ -68,6 +68,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, photos: Any) -> Path:
         ['sidd', '.', '--parts', 'train', 'val', '--allow-partial', *CROPS],
         ['gopro', 'GOPRO_Large', '--allow-partial', *CROPS],
         ['folder', 'clean', '--name', 'DF2K', '--scale', '4', *CROPS],
+        ['folder', 'clean', '--name', 'DF2K', '--scale', '2', '--no-lmdb', *CROPS],
         ['pairs', '--name', 'Rain13K', '--lq', 'rain/input', '--gt', 'rain/target', *CROPS],
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -144,6 +145,19 @@ def test_published_files_train_and_validate(
     state = trained(opt)
     (scores,) = state['best_metric_results'].values()
     assert 4 < scores['psnr']['val'] < 60
+
+
+def test_hats_published_file_passes_the_check_and_trains(
+    data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cli: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'published.yml').write_text(yaml.safe_dump(HAT, sort_keys=False), encoding='utf-8')
+    assert cli('check', '--no-data', '-opt', 'published.yml').code == 0
+    (tmp_path / 'datasets').symlink_to(data / 'datasets')
+    opt = shrunk(HAT)
+    opt['datasets']['train']['meta_info_file'] = layout.training_meta_info('DF2K')
+    state = trained(opt)
+    assert 4 < state['best_metric_results']['Set5']['psnr']['val'] < 60
 
 
 OURS = (
