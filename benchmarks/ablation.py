@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,10 @@ def main(argv: list[str] | None = None) -> None:
         raise HatPluginError(
             f'--variants {names[0]!r} ...: the first must be baseline, to which the others are compared'
         )
+    scores: dict[str, list[float]] = {name: [] for name in names}
     for seed in args.seeds:
         for name in names:
-            trained(name, seed, args)
-    scores = {name: [trained(name, seed, args) for seed in args.seeds] for name in names}
+            scores[name].append(trained(name, seed, args))
     print('\n'.join(machine.examine(torch.device('cpu')).lines()))
     print(table(scores, step_times(names, args.rounds)))
 
@@ -113,27 +114,39 @@ def trained(name: str, seed: int, args: argparse.Namespace) -> float:
     """PSNR of a variant, which is trained and measured if it was not yet.
 
     Raises:
-        HatPluginError: the training or the test failed; it has said why.
+        HatPluginError: the training or the test failed; it has said why. Or an earlier run had other options.
     """
     opt = options(name, seed, args)
-    test = opt.pop('test')
+    common = {key: opt[key] for key in ('name', 'model_type', 'scale', 'num_gpu', 'network_g')}
+    weights = Path('experiments') / opt['name'] / 'models' / 'net_g_latest.pth'
+    start = {'path': {'pretrain_network_g': str(weights), 'param_key_g': 'params_ema'}}
+    files = [written('test', {**common, **opt.pop('test'), **start}), written('train', opt)]
     found = Path('results') / opt['name'] / 'metrics.json'
     if not found.is_file():
-        weights = Path('experiments') / opt['name'] / 'models' / 'net_g_latest.pth'
-        run('train', opt, '--auto_resume')
-        common = {key: opt[key] for key in ('name', 'model_type', 'scale', 'num_gpu', 'network_g')}
-        run('test', {**common, **test, 'path': {'pretrain_network_g': str(weights), 'param_key_g': 'params_ema'}})
+        run('train', files[1], '--auto_resume')
+        run('test', files[0])
     return float(json.loads(found.read_text(encoding='utf-8'))['datasets']['test']['mean']['psnr'])
 
 
-def run(command: str, opt: dict[str, Any], *more: str) -> None:
-    """`basicsr train` or `basicsr test` with these options.
+def written(command: str, opt: dict[str, Any]) -> Path:
+    """The option file of a run.
+
+    Raises:
+        HatPluginError: it is there and says otherwise, so that the results beside it are of other data or sizes.
+    """
+    file, text = Path(f'{opt["name"]}_{command}.yml'), yaml.safe_dump(opt, sort_keys=False)
+    if file.exists() and file.read_text(encoding='utf-8') != text:
+        raise HatPluginError(f'{file.absolute()}: an earlier ablation had other options; work in another folder')
+    file.write_text(text, encoding='utf-8')
+    return file
+
+
+def run(command: str, file: Path, *more: str) -> None:
+    """`basicsr train` or `basicsr test` with an option file.
 
     Raises:
         HatPluginError: it failed, or was broken off.
     """
-    file = Path(f'{opt["name"]}_{command}.yml')
-    file.write_text(yaml.safe_dump(opt, sort_keys=False), encoding='utf-8')
     code = basicsr([command, '-opt', str(file), *more])
     if code:
         raise HatPluginError(f'basicsr {command} -opt {file} ended with {code}')
@@ -180,4 +193,7 @@ def table(scores: dict[str, list[float]], times: dict[str, float]) -> str:
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except HatPluginError as error:
+        sys.exit(f'ablation: {error}')

@@ -9,6 +9,7 @@ strength that suits the test set best: it is chosen by looking at the truth, whi
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from basicsr.models import build_model
 from basicsr.utils import img2tensor
 from torch import Tensor
@@ -27,6 +27,7 @@ from hat_plugin.data.loader import build_val_loader
 from hat_plugin.demo import picture
 from hat_plugin.engine.options import load_options
 from hat_plugin.engine.progress import progress
+from hat_plugin.errors import HatPluginError
 from hat_plugin.models.validation import as_picture, describe_metric, measure, picture_name, uses_image
 
 INPUT, NETWORK, TRUTH = 'input', 'network', 'truth'
@@ -54,12 +55,15 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, print, draw."""
     args = arguments().parse_args(argv)
     opt = load_options(args.opt, root_path=Path.cwd(), is_train=False, force_yml=args.force_yml)
+    if opt['scale'] != 1 or not all(options.get('dataroot_gt') for options in opt['datasets'].values()):
+        raise HatPluginError(f'{args.opt}: input, output and truth are compared pixel by pixel; take a file of scale 1')
     findings = measured(opt, args.strengths)
+    if unknown := set(args.pictures) - set(findings.shown):
+        raise HatPluginError(f'--pictures {", ".join(unknown)}: not among {", ".join(findings.shown)}')
     metrics = opt['val']['metrics']
     print(table(findings, metrics))
     print('\n'.join(f'{name}: {describe_metric(each, opt["val"])}' for name, each in metrics.items()))
-    if args.output is not None:
-        picture.draw(args.output, args.title, strips(findings, args.pictures, tuple(args.place), next(iter(metrics))))
+    picture.draw(args.output, args.title, strips(findings, args.pictures, tuple(args.place), next(iter(metrics))))
     if args.log is not None:
         curve = curves.read(args.log)
         curve.psnr += checkpoints(opt, args.checkpoints)
@@ -118,7 +122,8 @@ def checkpoints(opt: dict[str, Any], iterations: list[int]) -> list[tuple[int, f
     for iteration in iterations:
         weights = Path(opt['path']['pretrain_network_g']).with_name(f'net_g_{iteration}.pth')
         found = measured({**opt, 'path': {**opt['path'], 'pretrain_network_g': str(weights)}}, [])
-        values = [value for (_, who), rows in found.scores.items() if who == NETWORK for value in rows['psnr']]
+        psnr = next(iter(opt['val']['metrics']))
+        values = [value for (_, who), rows in found.scores.items() if who == NETWORK for value in rows[psnr]]
         points.append((iteration, float(np.mean(values))))
     return points
 
@@ -187,5 +192,7 @@ def strips(findings: Findings, names: list[str], place: tuple[int, int], metric:
 
 
 if __name__ == '__main__':
-    torch.set_grad_enabled(False)
-    main()
+    try:
+        main()
+    except HatPluginError as error:
+        sys.exit(f'showcase: {error}')

@@ -143,7 +143,8 @@ def _report_cost(net: nn.Module, opt: Options) -> None:
     channels = _channels(net, opt['network_g'])
     train = opt['datasets'].get('train') or {}
     batch, gt_size = largest_stage(train) if opt['is_train'] else (1, None)
-    side = int(gt_size) // int(opt.get('scale') or 1) if gt_size else 64
+    scale = int(opt.get('scale') or 1)
+    side = int(gt_size) // scale if gt_size else PICTURE if scale == 1 else 64  # what papers count with
     try:
         macs = count_macs(net, (1, channels, side, side))
         print(f'    MACs for a {side}x{side} input of {channels} channels: {macs}')

@@ -45,3 +45,5 @@ def test_a_quick_run_and_what_is_there_is_not_repeated(
     assert len(reports) == 2
     ablation.main([*command, 'fusion: gate'])
     assert {file: file.stat().st_mtime_ns for file in reports} == reports
+    with pytest.raises(HatPluginError, match='an earlier ablation had other options'):  # and results of other data
+        ablation.main(['--train', 'train', '--test', 'train', *command[4:]])

@@ -72,6 +72,19 @@ def test_all_is_well(work: Path, cli: Run) -> None:
     assert sorted(entry.name for entry in work.iterdir()) == ['gt', 'lq', 'tiny.yml']
 
 
+def test_a_test_files_macs_are_those_of_a_64x64_input_or_a_whole_256x256(work: Path, cli: Run) -> None:
+    opt = yaml.safe_load((work / 'tiny.yml').read_text(encoding='utf-8'))
+    opt = {key: opt[key] for key in ('name', 'model_type', 'scale', 'num_gpu', 'network_g')}
+    opt |= {'datasets': {'test': {'name': 'photos', 'type': 'SingleImageDataset', 'dataroot_lq': 'lq'}}, 'path': {}}
+    opt['datasets']['test']['io_backend'] = {'type': 'disk'}
+    for scale, side in ((2, 64), (1, 256)):
+        opt['scale'] = opt['network_g']['upscale'] = scale
+        (work / 'tiny.yml').write_text(yaml.safe_dump(opt), encoding='utf-8')
+        outcome = cli('check', '--test', '--no-data', '-opt', 'tiny.yml')
+        assert outcome.code == 0, outcome.err
+        assert f'MACs for a {side}x{side} input of 3 channels' in outcome.out
+
+
 def test_without_data_nothing_need_be_there(work: Path, cli: Run) -> None:
     missing = ['num_gpu=1', 'datasets:train:dataroot_gt=nowhere', 'path:pretrain_network_g=nowhere.pth']
     outcome = check(cli, '--no-data', '--force_yml', *missing)

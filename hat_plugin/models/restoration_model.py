@@ -15,7 +15,6 @@ from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from hat_plugin.engine import checkpoint
 from hat_plugin.engine.ema import update_ema
@@ -50,7 +49,7 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         BaseModel.__init__(self, opt)
         self.opt = opt
-        self.device = _device(opt)
+        self.device = states.device_of(opt)
         check_precision(precision_of(opt), self.device)
         self.log_dict: dict[str, float] = OrderedDict()
         train_opt = opt.get('train') or {}
@@ -91,13 +90,7 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
             return net
         if not self.is_train:
             return net
-        # static_graph=True fails where the first pass is not synchronised, as in accumulation (seen with torch 2.13).
-        return DistributedDataParallel(
-            net,
-            device_ids=[self.device.index] if self.device.type == 'cuda' else None,
-            find_unused_parameters=bool(self.opt.get('find_unused_parameters', False)),
-            gradient_as_bucket_view=True,
-        )
+        return states.distributed_data_parallel(net, self.device, bool(self.opt.get('find_unused_parameters', False)))
 
     def _load_pretrained(self, label: str, net: nn.Module) -> None:
         path = self.opt['path'].get(f'pretrain_network_{label}')
@@ -303,10 +296,3 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Restore networks, optimisers and all else from a training state of ours or of BasicSR."""
         states.resume(self, resume_state, Path(self.opt['path']['models']))
-
-
-def _device(opt: dict[str, Any]) -> torch.device:
-    """This rank's GPU, or the CPU where there is none or ``num_gpu: 0``."""
-    if opt.get('num_gpu') == 0 or not torch.cuda.is_available():
-        return torch.device('cpu')
-    return torch.device('cuda', torch.cuda.current_device())

@@ -1,4 +1,4 @@
-"""A model's checkpoints: networks first, training state last, so that a state that exists can be resumed."""
+"""A model's device, ranks and checkpoints: networks first, the state last, so that a state found can be resumed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from basicsr.utils import get_root_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -17,6 +18,24 @@ from hat_plugin.errors import CheckpointError
 
 if TYPE_CHECKING:
     from hat_plugin.models.restoration_model import RestorationModel
+
+
+def device_of(opt: dict[str, Any]) -> torch.device:
+    """This rank's GPU, or the CPU where there is none or ``num_gpu: 0``."""
+    if opt.get('num_gpu') == 0 or not torch.cuda.is_available():
+        return torch.device('cpu')
+    return torch.device('cuda', torch.cuda.current_device())
+
+
+def distributed_data_parallel(net: nn.Module, device: torch.device, find_unused: bool) -> DistributedDataParallel:
+    """The wrapper of several ranks' training; `find_unused` where parameters may be without a gradient."""
+    # static_graph=True fails where the first pass is not synchronised, as in accumulation (seen with torch 2.13).
+    return DistributedDataParallel(
+        net,
+        device_ids=[device.index] if device.type == 'cuda' else None,
+        find_unused_parameters=find_unused,
+        gradient_as_bucket_view=True,
+    )
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ def nafnet_recipe(decay: float, flips: bool) -> Recipe:
 def swinir_recipe(finetune: bool = False) -> Recipe:
     """Patches of 128, 8 in a step, as published for denoising; half as long and as fast from other weights."""
     total, rate = (800000, 0.0001) if finetune else (1600000, 0.0002)
-    source = "SwinIR's settings for denoising [R]"
+    source = "SwinIR's settings for denoising [R], Adam's betas as HAT's"
     if finetune:
         source += ', halved for a start from other weights as it does in super-resolution: a choice of this plugin'
     return Recipe(

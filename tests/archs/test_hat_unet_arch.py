@@ -207,7 +207,11 @@ EFFECTS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize('changes', EFFECTS, ids=lambda changes: '-'.join(changes))
+@pytest.mark.parametrize(
+    'changes',
+    EFFECTS,
+    ids=lambda changes: ' '.join(f'{key}={getattr(value, "__name__", value)}' for key, value in changes.items()),
+)
 def test_every_option_has_an_effect(changes: dict[str, Any]) -> None:
     x = image()
     with torch.no_grad():
