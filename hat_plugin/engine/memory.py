@@ -46,6 +46,7 @@ _ALLOCATOR_MESSAGES = (
     'could not create a primitive',  # oneDNN, which has no word for it; also '... primitive descriptor'
     'could not execute a primitive',
     'could not create a memory',
+    'no memory left for',  # our own kernels
 )
 _AMP_TYPES = {None: None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hat_plugin.engine.files import atomic_file
 from hat_plugin.errors import HatPluginError
-from hat_plugin.kernels.library import FLAGS, HEADERS, SOURCE, library_path, load, private
+from hat_plugin.kernels.library import FLAGS, HEADERS, SOURCES, library_path, load, private
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def build(*, force: bool = False) -> Path:
     Raises:
         BuildError: no source, no compiler, a folder that others may write to, or a library that fails its check.
     """
-    missing = [str(path) for path in (SOURCE, *HEADERS) if not path.is_file()]
+    missing = [str(path) for path in (*SOURCES, *HEADERS) if not path.is_file()]
     if missing:
         raise BuildError(f'{", ".join(missing)}: missing; install hat_plugin with its package data')
     path = library_path()
@@ -86,13 +86,15 @@ def _compiler() -> list[str]:
 
 def _compile(compiler: list[str], target: Path) -> None:
     """Compile, then link without OpenMP, as `library.open_library` explains."""
-    compiled = target.with_suffix('.o')
+    compiled = {source: target.with_suffix(f'.{number}.o') for number, source in enumerate(SOURCES)}
     try:
-        _run([*compiler, *FLAGS, '-c', str(SOURCE), '-o', str(compiled)], 'the compiler')
-        _run([*compiler, '-shared', str(compiled), '-o', str(target)], 'the linker')
+        for source, made in compiled.items():
+            _run([*compiler, *FLAGS, '-c', str(source), '-o', str(made)], 'the compiler')
+        _run([*compiler, '-shared', *map(str, compiled.values()), '-o', str(target)], 'the linker')
         target.chmod(0o700)
     finally:
-        compiled.unlink(missing_ok=True)
+        for made in compiled.values():
+            made.unlink(missing_ok=True)
 
 
 def _run(command: list[str], what: str) -> None:

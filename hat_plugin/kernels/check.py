@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hat_plugin.kernels import products
 from hat_plugin.kernels.library import open_library
 from hat_plugin.kernels.native import Geometry, run_image_gradient, run_windows
 from hat_plugin.kernels.window_attention import plain_image_attention
@@ -46,8 +48,38 @@ def largest_gradient_error(library_file: Path, dtype: torch.dtype, overlap: int,
     return max(((one.double() - other).abs().max() / other.abs().max()).item() for one, other in pairs)
 
 
+def largest_product_error(library: ctypes.CDLL, inputs: int, outputs: int, taps: int) -> float:
+    """The same for a convolution (9 taps), its weight's gradient, and an MLP with all that goes round it (1 tap)."""
+    random = torch.Generator().manual_seed(0)
+    kernel = (3, 3) if taps == 9 else ()
+    shapes = ((2, 5, 7, inputs), (outputs, inputs, *kernel), (outputs,), (2, 5, 7, outputs))
+    x, weight, bias, grad = (torch.randn(shape, generator=random) for shape in shapes)
+    wide = x.double(), weight.double(), bias.double()
+    if taps == 1:
+        layers = products.Layer(weight, bias, gelu=True), products.Layer(weight.t())
+        norm = products.Norm(bias.new_ones(inputs), bias.new_zeros(inputs), 1e-5)
+        found = products.product(x, *layers, norm=norm, add=x, scaled=(x, x[:, 0, 0]), library=library)
+        hidden = F.gelu(F.linear(F.layer_norm(wide[0], (inputs,)), wide[1], wide[2]))
+        expected = F.linear(hidden, wide[1].t()) + wide[0] + wide[0] * wide[0][:, :1, :1]
+        return ((found - expected).abs().max() / expected.abs().max()).item()
+    wide[1].requires_grad_()
+    expected = F.conv2d(wide[0].permute(0, 3, 1, 2), wide[1], wide[2], padding=1).permute(0, 2, 3, 1)
+    (slope,) = torch.autograd.grad(expected, wide[1], grad.double())
+    pairs = (
+        (products.product(x, products.Layer(weight, bias), library=library), expected),
+        (products.weight_gradient(x, grad, weight, library=library), slope),
+    )
+    return max(((one - other).abs().max() / other.abs().max()).item() for one, other in pairs)
+
+
 def main(argv: list[str]) -> int:
     """0 if the library computes what it should."""
+    library = open_library(Path(argv[0]))
+    for inputs, outputs, taps in ((30, 60, 1), (17, 5, 1), (30, 60, 9), (17, 5, 9)):
+        error = largest_product_error(library, inputs, outputs, taps)
+        if not error < 1e-5:
+            sys.stderr.write(f'products, {inputs} to {outputs} channels, {taps} taps: error {error}, bound 1e-5\n')
+            return 1
     for (dtype, bound), (queries, keys, width), threads in itertools.product(
         ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)), ((64, 144, 30), (49, 49, 17)), (1, 2)
     ):

@@ -19,13 +19,17 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name('window_attention.cpp')
-HEADERS = tuple(Path(__file__).with_name(name) for name in ('vectors.hpp', 'windows.hpp', 'window_gradient.hpp'))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ('window_attention.cpp', 'products.cpp'))
+HEADERS = tuple(
+    Path(__file__).with_name(f'{name}.hpp')
+    for name in ('memory', 'vectors', 'windows', 'window_gradient', 'product', 'product_gradient')
+)
 FLAGS = (
     *('-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno'),
     *('-fopenmp', '-fPIC', '-Wno-psabi'),
 )
 
+_THREE = ctypes.c_int64 * 3
 _FOUR = ctypes.c_int64 * 4
 _POINTERS = ('q', 'k', 'v', 'bias', 'mask', 'out')
 _STRIDES = ('q_stride', 'k_stride', 'v_stride', 'out_stride')
@@ -59,9 +63,41 @@ class WindowGradientArguments(ctypes.Structure):
     )
 
 
+class ProductArguments(ctypes.Structure):
+    """The struct Product of product.hpp."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in ('x', 'weight', 'bias', 'norm_weight', 'norm_bias', 'add', 'scaled', 'factor', 'out')
+        ),
+        *((name, _THREE) for name in ('x_stride', 'weight_stride')),
+        *(
+            (name, ctypes.c_int64)
+            for name in ('batch', 'height', 'width', 'inputs', 'outputs', 'taps', 'gelu', 'threads')
+        ),
+        ('eps', ctypes.c_double),
+    )
+
+
+class ProductGradientArguments(ctypes.Structure):
+    """The struct ProductGradient of product_gradient.hpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ('x', 'grad', 'out')),
+        *((name, _THREE) for name in ('x_stride', 'out_stride')),
+        *((name, ctypes.c_int64) for name in ('batch', 'height', 'width', 'inputs', 'outputs', 'taps', 'threads')),
+    )
+
+
 def strides(batch: int, row: int, column: int, head: int) -> ctypes.Array[ctypes.c_int64]:
     """A tensor's strides in elements, as the struct holds them."""
     return _FOUR(batch, row, column, head)
+
+
+def three(*numbers: int) -> ctypes.Array[ctypes.c_int64]:
+    """Three strides in elements, as the structs of products hold them."""
+    return _THREE(*numbers)
 
 
 def cache_folder() -> Path:
@@ -74,9 +110,9 @@ def cache_folder() -> Path:
 
 def library_path() -> Path:
     """The file that holds the kernels for this source, these flags and this processor, built or not."""
-    sources = [path.read_bytes() for path in (SOURCE, *HEADERS)]
+    sources = [path.read_bytes() for path in (*SOURCES, *HEADERS)]
     content = b'\0'.join([*sources, ' '.join(FLAGS).encode(), _processor().encode()])
-    return cache_folder() / f'window_attention-{hashlib.sha256(content).hexdigest()[:20]}.so'
+    return cache_folder() / f'kernels-{hashlib.sha256(content).hexdigest()[:20]}.so'
 
 
 def _processor() -> str:
@@ -100,14 +136,14 @@ def load() -> ctypes.CDLL | None:
     try:
         path = library_path()
         if not path.is_file():
-            logger.info('no C++ attention kernel (%s): `python -m hat_plugin.kernels.build` compiles it', path)
+            logger.info('no C++ kernels (%s): `python -m hat_plugin.kernels.build` compiles it', path)
             return None
         if not (private(path.parent) and private(path)):
             logger.warning('not loading %s: others than its owner may write there; chmod go-w its folder and it', path)
             return None
         return open_library(path)
     except (OSError, RuntimeError, AttributeError) as error:  # no home folder, a damaged file, no libgomp
-        logger.warning('the C++ attention kernel cannot be loaded (%s): attention runs through torch', error)
+        logger.warning('the C++ kernels cannot be loaded (%s): torch computes in their place', error)
         return None
 
 
@@ -122,7 +158,13 @@ def open_library(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.hat_window_attention.argtypes = [ctypes.POINTER(WindowAttentionArguments)]
     library.hat_window_attention_gradient.argtypes = [ctypes.POINTER(WindowGradientArguments)]
-    library.hat_window_attention_features.argtypes = []
-    for name in ('hat_window_attention', 'hat_window_attention_gradient', 'hat_window_attention_features'):
+    library.hat_product.argtypes = [ctypes.POINTER(ProductArguments)] * 2
+    library.hat_product_gradient.argtypes = [ctypes.POINTER(ProductGradientArguments)]
+    for name in ('hat_window_attention_features', 'hat_vector_bits'):
+        getattr(library, name).argtypes = []
+    for name in (
+        *('hat_window_attention', 'hat_window_attention_gradient', 'hat_window_attention_features'),
+        *('hat_product', 'hat_product_gradient', 'hat_vector_bits'),
+    ):
         getattr(library, name).restype = ctypes.c_int
     return library

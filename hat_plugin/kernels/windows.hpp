@@ -6,11 +6,11 @@
 
 #pragma once
 
+#include "memory.hpp"
 #include "vectors.hpp"
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -35,29 +35,6 @@ struct WindowAttention {
 namespace {
 
 constexpr int64_t AHEAD = 16;  // tokens that are fetched in advance
-
-inline int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-// One block of memory, cut into aligned parts: laid out once to know its size, and once more for the addresses.
-class Arena {
-    char *memory = nullptr;
-    int64_t used = 0;
-
-  public:
-    template <class T> void take(T *&part, int64_t count) {
-        part = reinterpret_cast<T *>(memory + used);
-        used += up(count * static_cast<int64_t>(sizeof(T)), 64);
-    }
-    bool allocate() {
-        memory = static_cast<char *>(std::aligned_alloc(64, up(used, 64)));
-        used = 0;
-        return memory;
-    }
-    Arena() = default;
-    ~Arena() { std::free(memory); }
-    Arena(const Arena &) = delete;
-    Arena &operator=(const Arena &) = delete;
-};
 
 // Sizes of a window and a head, as they are packed.
 struct Sizes {

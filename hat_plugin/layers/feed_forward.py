@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hat_plugin.kernels import products
 from hat_plugin.layers.linear import Linear
 from hat_plugin.layers.strips import like_weights
 
@@ -53,3 +55,27 @@ class GatedFeedForward(nn.Module):
         x = self.depthwise(self.fc1(like_weights(x, self.fc1)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         gate, value = x.chunk(2, dim=-1)
         return self.drop(self.fc2(F.gelu(gate) * value))
+
+
+def add_feed_forward(x: Tensor, norm: nn.Module, feed_forward: nn.Module, drop_path: nn.Module | None = None) -> Tensor:
+    """x + drop_path(feed_forward(norm(x))); an MLP in inference by one kernel where there is one.
+
+    Args:
+        x: (B, H, W, dim), or windows (n, N, dim).
+        norm: over the channels.
+        feed_forward: `Mlp` or `GatedFeedForward`.
+        drop_path: leaves the branch out in training, or None.
+
+    Returns:
+        A tensor like x.
+    """
+    if isinstance(feed_forward, Mlp) and isinstance(norm, nn.LayerNorm) and norm.bias is not None:
+        up, down = feed_forward.fc1, feed_forward.fc2
+        inference = not (torch.is_grad_enabled() or feed_forward.training)
+        if inference and products.takes(x, norm.weight, norm.bias, up.weight, up.bias, down.weight, down.bias):
+            image = x if x.ndim == 4 else x[None]
+            layers = products.Layer(up.weight, up.bias, gelu=True), products.Layer(down.weight, down.bias)
+            first = products.Norm(norm.weight, norm.bias, norm.eps)
+            return products.product(image, *layers, norm=first, add=image).view(x.shape)
+    y = feed_forward(norm(x))
+    return x + (y if drop_path is None else drop_path(y))

@@ -22,8 +22,8 @@ from hat_plugin.layers.attention import (
     takes_image,
 )
 from hat_plugin.layers.config import BlockConfig, WindowTables
-from hat_plugin.layers.feed_forward import Mlp
-from hat_plugin.layers.linear import Linear, linear
+from hat_plugin.layers.feed_forward import Mlp, add_feed_forward
+from hat_plugin.layers.linear import Linear, add_linear, linear
 from hat_plugin.layers.local import CAB
 from hat_plugin.layers.residual import DropPath, add_in_strips, like_convolution, residual_convolution
 from hat_plugin.layers.self_attention import WindowAttention
@@ -75,15 +75,21 @@ class HAB(nn.Module):
 
     def forward(self, x: Tensor, tables: WindowTables) -> Tensor:
         """(B, H, W, C) to the same shape; H and W are multiples of the window."""
-        if use_strips(x, self) and not prefers_whole(x, self.attn.relative_position_bias_table):
-            return self._in_strips(x, tables)
-        x = x + self._attend_and_convolve(self.norm1(x), tables)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        if use_strips(x, self):
+            whole = prefers_whole(x, self.attn.relative_position_bias_table)
+            return self._whole(x, tables) if whole else self._in_strips(x, tables)
+        y = self.norm1(x)
+        attended = self.drop_path(self.attn(y, tables.self_index, tables.masks, self.shift_size))
+        x = x + torch.add(attended, self.conv_block(y), alpha=self.conv_scale)
+        return add_feed_forward(x, self.norm2, self.mlp, self.drop_path)
 
-    def _attend_and_convolve(self, x: Tensor, tables: WindowTables) -> Tensor:
-        """The two branches that see beyond a pixel: (B, H, W, C) to the same shape."""
-        attended = self.drop_path(self.attn(x, tables.self_index, tables.masks, self.shift_size))
-        return torch.add(attended, self.conv_block(x), alpha=self.conv_scale)
+    def _whole(self, x: Tensor, tables: WindowTables) -> Tensor:
+        """`forward` in inference, all windows at once."""
+        y = self.norm1(x)
+        branch, weights = self.conv_block.in_strips(y)
+        attended = self.attn.attended(y, tables.self_index, tables.masks, self.shift_size)
+        y = add_linear(x, attended, self.attn.proj, (branch, weights * self.conv_scale))
+        return add_feed_forward(y, self.norm2, self.mlp)
 
     def _in_strips(self, x: Tensor, tables: WindowTables) -> Tensor:
         """`forward` in inference: the convolution branch first, then all the rest a few windows at a time."""
@@ -99,9 +105,9 @@ class HAB(nn.Module):
             for block in blocks_of(batch, region.rows, region.columns, side, most):
                 block = block._replace(top=block.top + top, left=block.left + left)
                 y = read_windows(x, block, side)
-                y = y + self.attn.attend_windows(self.norm1(y), bias)
-                y = y.addcmul_(read_windows(branch, block, side).to(y.dtype), weights[block.sample].to(y.dtype))
-                write_windows(result, block, y + self.mlp(self.norm2(y)), side)
+                attended = self.attn.attended_windows(self.norm1(y), bias)
+                y = add_linear(y, attended, self.attn.proj, (read_windows(branch, block, side), weights[block.sample]))
+                write_windows(result, block, add_feed_forward(y, self.norm2, self.mlp), side)
         return result
 
 
@@ -131,8 +137,8 @@ class OCAB(nn.Module):
         """(B, H, W, C) to the same shape; H and W are multiples of the window."""
         if use_strips(x, self) and not prefers_whole(x, self.relative_position_bias_table):
             return self._in_strips(x, tables)
-        x = x + self.proj(self._attend(self.norm1(x), tables.overlap_index))
-        return x + self.mlp(self.norm2(x))
+        x = add_linear(x, self._attend(self.norm1(x), tables.overlap_index), self.proj)
+        return add_feed_forward(x, self.norm2, self.mlp)
 
     def _in_strips(self, x: Tensor, tables: WindowTables) -> Tensor:
         """`forward` in inference: keys and values for a strip of window rows, then a few windows at a time."""
@@ -156,8 +162,8 @@ class OCAB(nn.Module):
                     part.left : part.left + part.width + 2 * margin,
                 ]
                 k, v = split_heads(windows_of_padded(seen, side, self.overlap_size), 2, self.num_heads)
-                y = y + self.proj(merge_heads(attention(q, k, v, bias, scale=self.scale)))
-                write_windows(result, block, y + self.mlp(self.norm2(y)), side)
+                y = add_linear(y, merge_heads(attention(q, k, v, bias, scale=self.scale)), self.proj)
+                write_windows(result, block, add_feed_forward(y, self.norm2, self.mlp), side)
         return result
 
     def _keys_and_values(self, x: Tensor, top: int, bottom: int) -> Tensor:

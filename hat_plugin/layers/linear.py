@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hat_plugin.kernels import products
+from hat_plugin.layers.strips import like_weights
+
 # torch sends fp32 linear layers to MKL. oneDNN, which torch carries too, took 0.6 to 0.9 of MKL's time for HAT's layers
 # over 4,096 tokens on an AMD EPYC (AVX-512). torch's own compiler calls this operator; it is no public interface, so
 # that its absence is provided for.
@@ -55,3 +58,29 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
         return linear(input, self.weight, self.bias)
+
+
+def add_linear(total: Tensor, x: Tensor, layer: nn.Linear, scaled: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """total + layer(x) + scaled[0] * scaled[1], in inference by one kernel where there is one.
+
+    Args:
+        total: (..., channels out), contiguous for the kernel to be taken; its dtype is the result's.
+        x: (..., channels in), of as many dimensions, 3 or 4.
+        layer: from x's channels to total's.
+        scaled: features of total's shape, and the factor of each channel, (1 or B, 1, ..., channels out).
+
+    Returns:
+        A tensor like total.
+    """
+    operands = (total, x, layer.weight, layer.bias, *(scaled or ()))
+    if not torch.is_grad_enabled() and products.takes(*operands):
+        image, before = (tensor if tensor.ndim == 4 else tensor[None] for tensor in (x, total))
+        channels = before.shape[3]
+        branch = scaled and (scaled[0].view(before.shape), scaled[1].reshape(-1, channels))
+        after = products.Layer(layer.weight, layer.bias)
+        return products.product(image, after, add=before, scaled=branch).view(total.shape)
+    result = total + layer(like_weights(x, layer))
+    if scaled is None:
+        return result
+    features, factor = (part.to(result.dtype) for part in scaled)
+    return torch.addcmul(result, features, factor) if torch.is_grad_enabled() else result.addcmul_(features, factor)

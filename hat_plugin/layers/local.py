@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from hat_plugin.layers.convolution import Conv2d
 from hat_plugin.layers.strips import like_weights, map_rows, strips_of_rows
 
 
@@ -56,9 +57,9 @@ class CAB(nn.Module):
         super().__init__()
         compressed = _reduced(num_feat, compress_ratio, 'compress_ratio')
         self.cab = nn.Sequential(
-            nn.Conv2d(num_feat, compressed, 3, padding=1),
+            Conv2d(num_feat, compressed, 3, padding=1),
             nn.GELU(),
-            nn.Conv2d(compressed, num_feat, 3, padding=1),
+            Conv2d(compressed, num_feat, 3, padding=1),
             ChannelAttention(num_feat, squeeze_factor),
         )
 
@@ -66,12 +67,12 @@ class CAB(nn.Module):
         """(B, H, W, C) to the same shape; inside, the permuted view is channels_last, so nothing is copied."""
         return self.cab(like_weights(x, self.cab[0]).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
-    def in_strips(self, x: Tensor, prepare: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def in_strips(self, x: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The block for inference, its last product left to the caller, who reads the features anyway.
 
         Args:
             x: (B, H, W, C).
-            prepare: what is done to each strip first, a normalisation; (B, h, W, C) to the same shape.
+            prepare: what is done to each strip first, a normalisation; (B, h, W, C) to the same shape. None: nothing.
 
         Returns:
             Features (B, H, W, C), and the weights of their channels (B, 1, 1, C).
@@ -79,7 +80,8 @@ class CAB(nn.Module):
         height = x.shape[1]
 
         def source(top: int, bottom: int) -> Tensor:
-            return prepare(x[:, top:bottom]).permute(0, 3, 1, 2)
+            strip = x[:, top:bottom]
+            return (strip if prepare is None else prepare(strip)).permute(0, 3, 1, 2)
 
         whole: Tensor | None = None
         for top, bottom, strip in strips_of_rows(list(self.cab.children())[:3], source, height, map_rows(x)):
@@ -118,7 +120,7 @@ class LocalEnhancement(nn.Module):
     def __init__(self, dim: int, compress_ratio: int = 2, norm: str = 'none', squeeze_factor: int = 0) -> None:
         super().__init__()
         narrow = _reduced(dim, compress_ratio, 'compress_ratio')
-        self.conv = nn.Conv2d(dim, narrow, 3, padding=1, bias=norm == 'none')
+        self.conv = Conv2d(dim, narrow, 3, padding=1, bias=norm == 'none')
         self.norm1 = _normalisation(norm, narrow)
         self.depthwise = nn.Conv2d(narrow, narrow, 3, padding=1, groups=narrow, bias=norm == 'none')
         self.norm2 = _normalisation(norm, narrow)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hat_plugin.layers.convolution import Conv2d
+
 
 def upsampling_steps(scale: int, user: str) -> list[int]:
     """The factors of the small steps whose product is the scale.
@@ -47,7 +49,7 @@ class Upsample(nn.Sequential):
     def __init__(self, scale: int, num_feat: int) -> None:
         layers: list[nn.Module] = []
         for step in upsampling_steps(scale, 'pixelshuffle'):
-            layers += [nn.Conv2d(num_feat, step * step * num_feat, 3, padding=1), nn.PixelShuffle(step)]
+            layers += [Conv2d(num_feat, step * step * num_feat, 3, padding=1), nn.PixelShuffle(step)]
         super().__init__(*layers)
 
 
@@ -61,7 +63,7 @@ class UpsampleOneStep(nn.Sequential):
     """
 
     def __init__(self, scale: int, num_feat: int, num_out_ch: int) -> None:
-        super().__init__(nn.Conv2d(num_feat, scale * scale * num_out_ch, 3, padding=1), nn.PixelShuffle(scale))
+        super().__init__(Conv2d(num_feat, scale * scale * num_out_ch, 3, padding=1), nn.PixelShuffle(scale))
 
 
 class LeakyConv(nn.Conv2d):
@@ -115,7 +117,7 @@ def reconstruction(upsampler: str, scale: int, embed_dim: int, num_feat: int, nu
     """
     if scale < 1:
         raise ValueError(f'upscale {scale} is no factor: give a whole number, 1 or more')
-    before = nn.Sequential(nn.Conv2d(embed_dim, num_feat, 3, padding=1), nn.LeakyReLU(inplace=True))
+    before = nn.Sequential(Conv2d(embed_dim, num_feat, 3, padding=1), nn.LeakyReLU(inplace=True))
     last = nn.Conv2d(num_feat, num_out_ch, 3, padding=1)
     if upsampler == 'pixelshuffle':
         return {'conv_before_upsample': before, 'upsample': Upsample(scale, num_feat), 'conv_last': last}
@@ -157,7 +159,7 @@ def downsampling(name: str, dim: int) -> nn.Module:
     if name == 'conv':
         return nn.Conv2d(dim, 2 * dim, 2, stride=2)
     if name == 'pixelunshuffle' and dim % 2 == 0:
-        return nn.Sequential(nn.Conv2d(dim, dim // 2, 3, padding=1), nn.PixelUnshuffle(2))
+        return nn.Sequential(Conv2d(dim, dim // 2, 3, padding=1), nn.PixelUnshuffle(2))
     raise ValueError(
         f"downsampler '{name}' with embed_dim {dim}: give 'conv', or 'pixelunshuffle' where embed_dim is even"
     )
@@ -178,7 +180,7 @@ def upsampling(name: str, dim: int) -> nn.Module:
         return nn.ConvTranspose2d(2 * dim, dim, 2, stride=2)
     if name == 'interpolate':
         twice = nn.Upsample(scale_factor=2, mode='bilinear', align_corners=False)
-        return nn.Sequential(twice, nn.Conv2d(2 * dim, dim, 3, padding=1))
+        return nn.Sequential(twice, Conv2d(2 * dim, dim, 3, padding=1))
     if name == 'pixelshuffle':
         return nn.Sequential(nn.Conv2d(2 * dim, 4 * dim, 1), nn.PixelShuffle(2))
     raise ValueError(f"level_upsampler '{name}' is unknown: give one of {', '.join(UPSAMPLERS)}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from hat_plugin.layers.convolution import Conv2d
 from hat_plugin.layers.strips import flat_steps, like_weights, map_rows, strips_of_rows
 
 
@@ -68,16 +69,16 @@ def residual_convolution(resi_connection: str, dim: int) -> nn.Module:
         ValueError: an unknown name, or too few channels for the bottleneck.
     """
     if resi_connection == '1conv':
-        return nn.Conv2d(dim, dim, 3, padding=1)
+        return Conv2d(dim, dim, 3, padding=1)
     if resi_connection == 'identity':
         return nn.Identity()
     if resi_connection == '3conv' and dim >= 4:
         return nn.Sequential(
-            nn.Conv2d(dim, dim // 4, 3, padding=1),
+            Conv2d(dim, dim // 4, 3, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
             nn.Conv2d(dim // 4, dim // 4, 1),
             nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(dim // 4, dim, 3, padding=1),
+            Conv2d(dim // 4, dim, 3, padding=1),
         )
     raise ValueError(
         f"resi_connection '{resi_connection}' with embed_dim {dim}: give '1conv', 'identity', "

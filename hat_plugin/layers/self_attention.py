@@ -66,6 +66,10 @@ class WindowAttention(nn.Module):
         Returns:
             (B, H, W, C).
         """
+        return self.proj_drop(self.proj(self.attended(x, index, masks, shift_size)))
+
+    def attended(self, x: Tensor, index: Tensor, masks: Tensor | None = None, shift_size: int = 0) -> Tensor:
+        """`forward` before the projection; the same arguments."""
         attend = self.image_backend(x)
         if attend is not None:
             return self._attend_image(x, attend, shift_size)
@@ -74,7 +78,7 @@ class WindowAttention(nn.Module):
         bias = gather_bias(self.relative_position_bias_table, index)
         qkv = self.qkv(like_weights(x, self.qkv))
         if takes_image(qkv, self._dropout):
-            x = image_window_attention(
+            return image_window_attention(
                 qkv,
                 bias,
                 scale=self.scale,
@@ -83,29 +87,25 @@ class WindowAttention(nn.Module):
                 shift_size=shift_size,
                 masks=masks,
             )
-        else:
-            x = self._attend_regions(qkv, bias, masks, shift_size)
-        return self.proj_drop(self.proj(x))
+        return self._attend_regions(qkv, bias, masks, shift_size)
 
     def image_backend(self, x: Tensor) -> ImageBackend | None:
         """What attends within the windows of a whole image, if the backend in use is one that does."""
         return image_backend(x, self.relative_position_bias_table, self._dropout)
 
-    def attend_windows(self, windows: Tensor, bias: Tensor) -> Tensor:
-        """Attend within each window, a mask being part of the bias (heads, N, N): (windows, N, C) to the same shape."""
-        qkv = self.qkv(like_weights(windows, self.qkv))
-        return self.proj_drop(self.proj(self._attend(qkv, bias, None)))
+    def attended_windows(self, windows: Tensor, bias: Tensor) -> Tensor:
+        """`attended` within windows cut out, (windows, N, C), a mask being part of the bias (heads, N, N)."""
+        return self._attend(self.qkv(like_weights(windows, self.qkv)), bias, None)
 
     @property
     def _dropout(self) -> float:
         return self.attn_drop if self.training else 0.0
 
     def _attend_image(self, x: Tensor, attend: ImageBackend, shift_size: int) -> Tensor:
-        """Attend within all windows where they are: (B, H, W, C) to the same shape."""
+        """Attention before the projection, all windows where they are: (B, H, W, C) to the same shape."""
         q, k, v = self.qkv(like_weights(x, self.qkv)).chunk(3, dim=-1)
         sizes = {'num_heads': self.num_heads, 'window_size': self.window_size, 'shift_size': shift_size}
-        attended = attend(q, k, v, self.relative_position_bias_table, scale=self.scale, **sizes)
-        return self.proj_drop(self.proj(attended))
+        return attend(q, k, v, self.relative_position_bias_table, scale=self.scale, **sizes)
 
     def _attend_regions(self, qkv: Tensor, bias: Tensor, masks: Tensor | None, shift_size: int) -> Tensor:
         """Attention before the projection, windows with one mask at a time: (B, H, W, 3 * C) to (B, H, W, C)."""

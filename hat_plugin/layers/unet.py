@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hat_plugin.layers.config import BlockConfig, WindowTables
-from hat_plugin.layers.feed_forward import GatedFeedForward, Mlp
+from hat_plugin.layers.feed_forward import GatedFeedForward, Mlp, add_feed_forward
 from hat_plugin.layers.fusion import FUSIONS, both, fusion
 from hat_plugin.layers.hybrid import OCAB
 from hat_plugin.layers.linear import Linear
@@ -122,7 +122,7 @@ class HybridBlock(nn.Module):
         if self.local is not None:
             mixed = self.fusion(mixed, self.local(y)) if self.parallel else self.local(mixed)
         x = x + self.drop_path(mixed)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return add_feed_forward(x, self.norm2, self.mlp, self.drop_path)
 
 
 class HybridLevel(nn.Module):

@@ -225,6 +225,7 @@ def test_a_real_failure_of_the_cpu_allocator_is_survived(tmp_path: Path, reposit
 
 def test_what_counts_as_out_of_memory() -> None:
     assert is_out_of_memory(RuntimeError('std::bad_alloc'))
+    assert is_out_of_memory(RuntimeError('no memory left for the attention of (1, 64, 64, 180): give smaller tiles'))
     assert is_out_of_memory(RuntimeError('could not create a primitive descriptor for the convolution forward'))
     assert is_out_of_memory(RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate'))
     assert not is_out_of_memory(RuntimeError('mat1 and mat2 shapes cannot be multiplied'))

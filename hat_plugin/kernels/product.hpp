@@ -1,0 +1,261 @@
+// Linear layers and 3x3 convolutions over the pixels of an image, channels last, in fp32: what comes before (layer
+// normalisation) and after (bias, GELU, residuals) is done while the values are in registers or in the cache.
+//
+// An output pixel is a sum over taps, one for a linear layer and nine for a 3x3 convolution, of an input pixel's
+// channels times that tap's matrix. Blocks of pixels go through all outputs, ROWS pixels by PANEL outputs at a time in
+// registers; the weights are packed such that they are read in order.
+
+#pragma once
+
+#include "memory.hpp"
+#include "vectors.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+// The caller fills it: library.py has the same fields in the same order. Strides are in elements; channels of an image
+// lie side by side. `out`, `add` and `scaled` are (batch, height, width, outputs), contiguous.
+struct Product {
+    const float *x;                         // (batch, height, width, inputs)
+    const float *weight, *bias;             // bias: (outputs), or null
+    const float *norm_weight, *norm_bias;   // layer normalisation of x before (one tap), (inputs); or null
+    const float *add, *scaled, *factor;     // out += add + scaled * factor, factor (batch, outputs); or null
+    float *out;
+    int64_t x_stride[3];                    // batch, row, column
+    int64_t weight_stride[3];               // output, input, tap
+    int64_t batch, height, width;
+    int64_t inputs, outputs, taps;          // taps: 1 or 9, row by row, zeros beyond the border
+    int64_t gelu, threads;
+    double eps;                             // of the normalisation
+};
+
+namespace {
+
+constexpr int64_t BLOCK = 96;  // pixels that go through all outputs together: with the weights they fit the cache
+static_assert(BLOCK % ROWS == 0, "blocks are cut into whole tiles");
+
+inline int64_t packed_size(const Product &a) { return up(a.outputs, LANES) * a.inputs * a.taps; }
+
+// Weights as (outputs / PANEL, taps, inputs, PANEL), zeros behind the last output; a last panel may be half as wide.
+inline void pack_weights(const Product &a, int64_t panel, float *packed) {
+    const int64_t first = panel * PANEL, wide = std::min<int64_t>(PANEL, up(a.outputs - first, LANES));
+    float *to = packed + first * a.inputs * a.taps;
+    for (int64_t lane = 0; lane < wide; ++lane) {
+        const bool there = first + lane < a.outputs;
+        const float *from = a.weight + (first + lane) * a.weight_stride[0];
+        for (int64_t tap = 0; tap < a.taps; ++tap)
+            for (int64_t k = 0; k < a.inputs; ++k)
+                to[(tap * a.inputs + k) * wide + lane] =
+                    there ? from[k * a.weight_stride[1] + tap * a.weight_stride[2]] : 0.0f;
+    }
+}
+
+// Where a tap finds its input pixels for `count` output pixels from `first` on; pixels beyond the border are `zeros`.
+// The last address is repeated up to a multiple of ROWS.
+inline void locate_pixels(const float *x, const int64_t *stride, int64_t height, int64_t width, int64_t taps,
+                          int64_t tap, int64_t first, int64_t count, const float *zeros, const float **rows) {
+    const int64_t down = taps == 9 ? tap / 3 - 1 : 0, right = taps == 9 ? tap % 3 - 1 : 0;
+    int64_t image = first / (height * width), row = first / width % height, column = first % width;
+    int64_t i = 0;
+    for (; i < count; ++i) {
+        const int64_t y = row + down, at = column + right;
+        const bool inside = y >= 0 && y < height && at >= 0 && at < width;
+        rows[i] = inside ? x + image * stride[0] + y * stride[1] + at * stride[2] : zeros;
+        if (++column == width) {
+            column = 0;
+            if (++row == height) row = 0, ++image;
+        }
+    }
+    for (; i % ROWS; ++i) rows[i] = rows[i - 1];
+}
+
+// x * (1 + erf(x / sqrt(2))) / 2; erf by a rational function fitted here on [-5.6, 5.6], to 2e-8; beyond, fp32 has 1.
+inline Floats gelu(Floats x) {
+    Floats y = x < -5.6f ? all(-5.6f) : x;
+    y = y > 5.6f ? all(5.6f) : y;
+    const Floats u = y * y;
+    Floats p = all(4.429087981e-08f), q = all(1.180214135e-06f);
+    p = p * u + 1.271302011e-05f;
+    q = q * u + 7.510116376e-05f;
+    p = p * u + 3.476969047e-04f;
+    q = q * u + 1.912965221e-03f;
+    p = p * u + 9.414490626e-03f;
+    q = q * u + 2.893996077e-02f;
+    p = p * u + 6.875177677e-02f;
+    q = q * u + 2.528332870e-01f;
+    p = p * u + 7.978844431e-01f;
+    q = q * u + 1.0f;
+    const Floats half = 0.5f * x;
+    return half + half * (y * p / q);
+}
+
+// One pixel's channels with mean 0 and variance 1, then scaled and moved.
+inline void normalise(const Product &a, const float *from, float *to) {
+    Floats sums = {};
+    for (int64_t c = 0; c < a.inputs; c += LANES) sums += load(from + c, a.inputs - c);
+    const float mean = total(sums) / a.inputs;
+    Floats squares = {};
+    for (int64_t c = 0; c < a.inputs; c += LANES) {
+        const int64_t count = a.inputs - c;
+        const Floats apart = load(from + c, count) - mean;
+        store(to + c, apart, count);
+        const Floats kept = load(to + c, count);  // zeros behind the last channel
+        squares += kept * kept;
+    }
+    const float factor = 1.0f / std::sqrt(total(squares) / a.inputs + static_cast<float>(a.eps));
+    for (int64_t c = 0; c < a.inputs; c += LANES) {
+        const int64_t count = a.inputs - c;
+        store(to + c, load(to + c, count) * factor * load(a.norm_weight + c, count) + load(a.norm_bias + c, count), count);
+    }
+}
+
+// Sums over taps and inputs for ROWS pixels and VECTORS vectors of outputs. `step`: from a tap's addresses to the next.
+template <int VECTORS>
+inline __attribute__((always_inline)) void tile(const Product &a, const float *const *rows, int64_t step,
+                                                const float *panel, Floats (&result)[ROWS][VECTORS]) {
+    Floats sum[ROWS][VECTORS];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+        for (int c = 0; c < VECTORS; ++c) sum[r][c] = Floats{};
+    for (int64_t tap = 0; tap < a.taps; ++tap, rows += step) {
+        const float *row[ROWS];
+        for (int r = 0; r < ROWS; ++r) row[r] = rows[r];
+        for (int64_t k = 0; k < a.inputs; ++k, panel += VECTORS * LANES) {
+            Floats weight[VECTORS];
+            for (int c = 0; c < VECTORS; ++c) weight[c] = read<Floats>(panel + c * LANES);
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; ++r) {
+                const float value = row[r][k];
+#pragma GCC unroll 2
+                for (int c = 0; c < VECTORS; ++c) sum[r][c] += value * weight[c];
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+        for (int c = 0; c < VECTORS; ++c) result[r][c] = sum[r][c];
+}
+
+// What follows the sums, and where they go: pixels from `first` on, of which the first `count` exist, outputs from
+// `output` on.
+template <int VECTORS>
+inline __attribute__((always_inline)) void finish(const Product &a, Floats (&sum)[ROWS][VECTORS], int64_t first,
+                                                  int64_t count, int64_t output, float *out) {
+    for (int c = 0; c < VECTORS; ++c) {
+        const int64_t at = output + c * LANES, left = a.outputs - at;
+        if (left <= 0) continue;
+        const Floats bias = a.bias ? load(a.bias + at, left) : Floats{};
+        for (int r = 0; r < ROWS && r < count; ++r) {
+            Floats value = sum[r][c] + bias;
+            if (a.gelu) value = gelu(value);
+            const int64_t pixel = (first + r) * a.outputs + at;
+            if (a.add) value += load(a.add + pixel, left);
+            if (a.scaled) {
+                const int64_t image = (first + r) / (a.height * a.width);
+                value += load(a.scaled + pixel, left) * load(a.factor + image * a.outputs + at, left);
+            }
+            store(out + r * a.outputs + at, value, left);
+        }
+    }
+}
+
+// All outputs of `count` pixels from `first` on; `out` is where the first of them goes.
+inline void multiply(const Product &a, const float *packed, const float *const *rows, int64_t first, int64_t count,
+                     float *out) {
+    for (int64_t output = 0; output < a.outputs; output += PANEL) {
+        const float *panel = packed + output * a.inputs * a.taps;
+        for (int64_t i = 0; i < count; i += ROWS) {
+            if (a.outputs - output > LANES) {
+                Floats sum[ROWS][2];
+                tile<2>(a, rows + i, BLOCK, panel, sum);
+                finish<2>(a, sum, first + i, count - i, output, out + i * a.outputs);
+            } else {
+                Floats sum[ROWS][1];
+                tile<1>(a, rows + i, BLOCK, panel, sum);
+                finish<1>(a, sum, first + i, count - i, output, out + i * a.outputs);
+            }
+        }
+    }
+}
+
+// What one thread needs.
+struct ProductRoom {
+    const float **rows, **next_rows;
+    float *normed, *hidden, *zeros;
+    bool ready;
+
+    ProductRoom(const Product &a, const Product *next) {
+        lay_out(a, next);
+        ready = arena.allocate();
+        if (!ready) return;
+        lay_out(a, next);
+        std::memset(zeros, 0, (a.inputs + LANES) * sizeof(float));
+    }
+
+  private:
+    Arena arena;
+    void lay_out(const Product &a, const Product *next) {
+        arena.take(rows, BLOCK * a.taps);
+        arena.take(zeros, a.inputs + LANES);
+        arena.take(normed, a.norm_weight ? BLOCK * a.inputs : 0);
+        arena.take(next_rows, next ? BLOCK : 0);
+        arena.take(hidden, next ? BLOCK * a.outputs : 0);
+    }
+};
+
+// A product and, if there is a next one, that of its result, which never leaves the cache.
+inline int run_product(const Product &a, const Product *next) {
+    Arena memory;
+    float *packed, *next_packed;
+    for (int pass = 0; pass < 2; ++pass) {
+        memory.take(packed, packed_size(a));
+        memory.take(next_packed, next ? packed_size(*next) : 0);
+        if (!pass && !memory.allocate()) return 1;
+    }
+    const int64_t pixels = a.batch * a.height * a.width, panels = (a.outputs + PANEL - 1) / PANEL;
+    const int64_t next_panels = next ? (next->outputs + PANEL - 1) / PANEL : 0;
+    // Several blocks for each thread, as threads do not end at the same time.
+    const int64_t block = std::min(BLOCK, up(std::max<int64_t>(1, pixels / (4 * a.threads)), ROWS));
+    int failed = 0;
+#pragma omp parallel num_threads(static_cast<int>(a.threads)) reduction(| : failed)
+    {
+        const ProductRoom room(a, next);
+        failed = !room.ready;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t n = 0; n < panels + next_panels; ++n) {
+            if (n < panels)
+                pack_weights(a, n, packed);
+            else
+                pack_weights(*next, n - panels, next_packed);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t first = 0; first < pixels; first += block) {
+            if (!room.ready) continue;
+            const int64_t count = std::min(block, pixels - first);
+            for (int64_t tap = 0; tap < a.taps; ++tap)
+                locate_pixels(a.x, a.x_stride, a.height, a.width, a.taps, tap, first, count, room.zeros,
+                              room.rows + tap * BLOCK);
+            if (a.norm_weight)
+                for (int64_t i = 0; i < up(count, ROWS); ++i) {
+                    float *to = room.normed + i * a.inputs;
+                    normalise(a, room.rows[i], to);
+                    room.rows[i] = to;
+                }
+            if (!next) {
+                multiply(a, packed, room.rows, first, count, a.out + first * a.outputs);
+                continue;
+            }
+            multiply(a, packed, room.rows, first, count, room.hidden);
+            for (int64_t i = 0; i < up(count, ROWS); ++i)
+                room.next_rows[i] = room.hidden + std::min(i, count - 1) * a.outputs;
+            multiply(*next, next_packed, room.next_rows, first, count, next->out + first * next->outputs);
+        }
+    }
+    return failed;
+}
+
+}  // namespace
