@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -99,6 +99,17 @@ inline void store(bf16 *to, Floats value, int64_t count) {
     std::memcpy(to, &halves, std::min<int64_t>(count, LANES) * sizeof(bf16));
 }
 
+// The larger of two, lane by lane; the second where one is no number.
+inline Floats larger(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)  // gcc makes two instructions of the other line
+    return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
 inline float largest(Floats value) {
     float found = value[0];
     for (int lane = 1; lane < LANES; ++lane) found = value[lane] > found ? value[lane] : found;
@@ -113,7 +124,7 @@ inline float total(Floats value) {
 
 // 2 ** x for x <= 0, to 1e-7 of its value; what is below 2 ** -126 becomes 2 ** -126. A NaN stays one.
 inline Floats power_of_two(Floats x) {
-    x = x < -126.0f ? all(-126.0f) : x;
+    x = larger(all(-126.0f), x);
     const Floats shifted = x + 12582912.0f;  // 1.5 * 2 ** 23: the nearest integer falls into the lowest bits
     const Floats rest = x - (shifted - 12582912.0f);
     Floats y = all(1.326472720e-3f);  // minimax on [-0.5, 0.5]

@@ -69,7 +69,7 @@ template <class P, class T>
 void weight_gradients(const GradientSpace<T> &w, int64_t first, const float *inverse, float *mean) {
     Floats dot[ROWS] = {};
     for (int64_t j = 0; j < w.keys; j += PANEL) {
-        Floats sum[ROWS][2] = {};
+        Floats sum[ROWS][2];
         products<P>(w.g + first * w.depth, w.v + j * w.depth, w.depth, sum);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r)

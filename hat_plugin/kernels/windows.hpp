@@ -136,7 +136,10 @@ void pack_values(const Sizes &s, T *const *rows, int64_t count, int64_t total, u
 // Products of ROWS tokens, packed as units, with one panel.
 template <class P>
 inline __attribute__((always_inline)) void products(const uint32_t *units, const uint32_t *panel, int64_t depth,
-                                                    Floats (&sum)[ROWS][2]) {
+                                                    Floats (&result)[ROWS][2]) {
+    Floats sum[ROWS][2];  // in registers; gcc keeps the result in memory, and clears that by a call
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = Floats{};
     for (int64_t p = 0; p < depth; ++p) {
         const Bits left = read<Bits>(panel + p * PANEL), right = read<Bits>(panel + p * PANEL + LANES);
 #pragma GCC unroll 16
@@ -144,6 +147,11 @@ inline __attribute__((always_inline)) void products(const uint32_t *units, const
             sum[r][0] = P::fma(sum[r][0], units[r * depth + p], left);
             sum[r][1] = P::fma(sum[r][1], units[r * depth + p], right);
         }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+        result[r][0] = sum[r][0];
+        result[r][1] = sum[r][1];
     }
 }
 
@@ -155,7 +163,7 @@ void logits(const Sizes &s, const uint32_t *q, const uint32_t *k, int64_t first,
     Floats most[ROWS];
     for (int r = 0; r < ROWS; ++r) most[r] = all(-std::numeric_limits<float>::infinity());
     for (int64_t j = 0; j < s.keys; j += PANEL) {
-        Floats sum[ROWS][2] = {};
+        Floats sum[ROWS][2];
         products<P>(q + first * s.depth, k + j * s.depth, s.depth, sum);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r) {
@@ -170,7 +178,7 @@ void logits(const Sizes &s, const uint32_t *q, const uint32_t *k, int64_t first,
                 }
                 if (count > 0 && count < LANES)
                     for (int lane = count; lane < LANES; ++lane) value[lane] = -std::numeric_limits<float>::infinity();
-                most[r] = value > most[r] ? value : most[r];
+                most[r] = larger(value, most[r]);
                 write(result + r * s.keys + column, value);
             }
         }
@@ -181,10 +189,11 @@ void logits(const Sizes &s, const uint32_t *q, const uint32_t *k, int64_t first,
 // Logits to weights as units of P, in place, not yet divided by their sum, which is returned.
 template <class P> float exponentials(float *row, int64_t keys, float peak) {
     constexpr float LOG2_E = 1.44269504088896340736f;
+    const float top = peak * LOG2_E;  // rounded, but the same for a whole row, which is divided by its sum
     Floats sum[2] = {};
     for (int64_t j = 0; j < keys; j += PANEL) {
-        const Floats first = power_of_two((read<Floats>(row + j) - peak) * LOG2_E);
-        const Floats second = power_of_two((read<Floats>(row + j + LANES) - peak) * LOG2_E);
+        const Floats first = power_of_two(read<Floats>(row + j) * LOG2_E - top);
+        const Floats second = power_of_two(read<Floats>(row + j + LANES) * LOG2_E - top);
         sum[0] += first;
         sum[1] += second;
         P::put_weights(reinterpret_cast<uint32_t *>(row) + j / P::UNIT, first, second);
