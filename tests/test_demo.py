@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import precisions
 from hat_plugin import train
 from hat_plugin.data.bicubic import imresize
 from hat_plugin.data.images import read_image
@@ -43,7 +45,9 @@ def demo(cli: Cli, *more: str) -> Any:
     return cli('demo', '--threads', '1', '--iterations', str(ITERATIONS), *more)
 
 
-def test_from_photographs_to_a_picture(cli: Cli, small_photos: None, tmp_path: Path) -> None:
+def test_from_photographs_to_a_picture(
+    cli: Cli, small_photos: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     outcome = demo(cli)
     folder = tmp_path / 'demo_output'
     gains = []
@@ -67,6 +71,12 @@ def test_from_photographs_to_a_picture(cli: Cli, small_photos: None, tmp_path: P
     rows = (folder / 'comparison.md').read_text().splitlines()
     names = [row.split('|')[1].strip() for row in rows if row.startswith('| ')]
     assert names[2:] == ['astronaut', 'chelsea', 'coffee', 'mean']
+
+    sets = folder / 'datasets' / 'HeldOut'
+    precisions.main([str(folder / WEIGHTS), str(sets / 'GTmod4'), str(sets / 'LRbicx4')])
+    table = capsys.readouterr().out.splitlines()
+    differences = [abs(float(found)) for found in re.findall(r'\(([+-].+?)\)', '\n'.join(table))]
+    assert len(differences) == 2 * 4 and max(differences) < 0.01  # dB, by bf16
 
     weights = (folder / WEIGHTS).read_bytes()
     again = demo(cli)  # is only compared again
