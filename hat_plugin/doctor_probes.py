@@ -182,8 +182,8 @@ def machine(report: Report) -> None:
     compiler = next((path for name in ('c++', 'g++', 'clang++') if (path := shutil.which(name))), None)
     report.row('Machine', 'C++ compiler', compiler or 'none', '' if compiler else 'train.compile, kernels need one')
     kernel = library_path()
-    remedy = 'optional, for inference on the CPU: python -m hat_plugin.kernels.build'
-    report.row('Machine', 'attention kernel', *((str(kernel), '') if kernel.is_file() else ('not built', remedy)))
+    remedy = 'optional, for speed on the CPU: python -m hat_plugin.kernels.build'
+    report.row('Machine', 'C++ kernels', *((str(kernel), '') if kernel.is_file() else ('not built', remedy)))
     missing = [name for name in ('isal', 'pyspng') if _installed(name) is None]
     remedy = f'optional, for training from PNG: pip install {" ".join(missing)}'
     report.row('Machine', 'fast PNG', 'OpenCV alone' if missing else 'isal, pyspng', remedy if missing else '')

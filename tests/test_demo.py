@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is of the checkout
 
 from benchmarks import precisions
 from hat_plugin import train

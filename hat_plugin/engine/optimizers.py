@@ -22,7 +22,8 @@ def build_optimizer(params: Iterable[Parameter] | list[dict[str, Any]], options:
     Args:
         params: parameters or parameter groups.
         options: ``type`` is a class of torch.optim (``Adam``, ``AdamW``, ...) or a name of timm's
-            ``create_optimizer_v2`` (``lamb``, ``adan``, ``lion``, ...); the rest are its arguments.
+            ``create_optimizer_v2`` (``lamb``, ``adan``, ``lion``, ...); the rest are its arguments. torch's are fused,
+            one pass over all weights, where they can be and neither ``fused`` nor ``foreach`` says otherwise.
 
     Raises:
         HatPluginError: no such optimiser, or arguments that it does not take.
@@ -30,19 +31,35 @@ def build_optimizer(params: Iterable[Parameter] | list[dict[str, Any]], options:
     arguments = {key: value for key, value in options.items() if key != 'type'}
     name = options['type']
     optimizer_class = torch_optimizers().get(name)
+    listed: list[Any] = list(params)
     try:
         if optimizer_class is not None:
-            return optimizer_class(params, **arguments)
+            return _fused(optimizer_class, listed, arguments) or optimizer_class(listed, **arguments)
         from timm.optim import create_optimizer_v2, list_optimizers
 
         if name.lower() in list_optimizers():
-            return create_optimizer_v2(list(params), opt=name.lower(), **arguments)
+            return create_optimizer_v2(listed, opt=name.lower(), **arguments)
     except (TypeError, ValueError) as error:
         raise HatPluginError(f'optimiser {name} cannot be built with {arguments}: {error}') from error
     raise HatPluginError(
         f'unknown optimiser {name!r}; torch has {", ".join(sorted(torch_optimizers()))};'
         ' for more see timm.optim.list_optimizers()'
     )
+
+
+# What says how an optimiser computes; a fused one cannot be any of the others as well.
+_IMPLEMENTATIONS = ('fused', 'foreach', 'capturable', 'differentiable')
+
+
+def _fused(kind: type[Optimizer], params: list[Any], arguments: dict[str, Any]) -> Optimizer | None:
+    """The fused one, or None where there is none, these weights cannot have it, or the arguments say otherwise."""
+    if 'fused' not in inspect.signature(kind).parameters or any(name in arguments for name in _IMPLEMENTATIONS):
+        return None
+    weights = [weight for group in params for weight in (group['params'] if isinstance(group, dict) else [group])]
+    devices = ('cpu',) if kind is torch.optim.Adagrad else ('cpu', 'cuda')
+    if not all(weight.is_floating_point() and weight.device.type in devices for weight in weights):
+        return None
+    return kind(params, **arguments, fused=True)  # type: ignore[call-arg]  # has just been looked for
 
 
 def torch_optimizers() -> dict[str, type[Optimizer]]:
@@ -148,8 +165,15 @@ class LearningRate:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Restore moments and step counts, but keep the hyper-parameters (lr, betas, weight decay) of the option file."""
+    """Restore moments and step counts, but keep the hyper-parameters (lr, betas, weight decay) of the option file.
+
+    So with how it computes: a state of an optimiser that was not fused goes on fused, and the other way round.
+    """
     groups = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
+    ways = [{name: group[name] for name in _IMPLEMENTATIONS if name in group} for group in groups]
+    if len(ways) == len(state['param_groups']):  # else torch refuses it
+        both = zip(state['param_groups'], ways, strict=True)
+        state = {**state, 'param_groups': [{**saved, **way} for saved, way in both]}  # decides where steps are counted
     optimizer.load_state_dict(state)
     for parameter, kept in optimizer.state.items():
         for name, value in kept.items():

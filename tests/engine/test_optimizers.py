@@ -87,3 +87,48 @@ def test_a_restored_optimiser_keeps_the_option_files_rate():
     assert new.param_groups[0]['lr'] == 5e-4
     assert new.param_groups[0]['betas'] == (0.8, 0.9)
     assert torch.equal(new.state[weight]['exp_avg'], old.state[weight]['exp_avg'])
+
+
+@pytest.mark.parametrize('name', ['Adam', 'AdamW', 'SGD', 'Adagrad', 'RMSprop', 'LBFGS'])
+def test_torchs_optimisers_are_fused_where_they_can_be(name):
+    def steps(**more):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(50))
+        optimizer = build_optimizer([weight], {'type': name, 'lr': 1e-2, **more})
+        for _ in range(3):
+            weight.grad = weight.detach().cos()
+            optimizer.step((lambda: weight.detach().sum()) if name == 'LBFGS' else None)
+        return optimizer, weight
+
+    optimizer, weight = steps()
+    has_fused = name not in ('RMSprop', 'LBFGS')
+    assert optimizer.defaults.get('fused') is (True if has_fused else None)
+    if has_fused:
+        plain, expected = steps(fused=False)
+        assert plain.defaults['fused'] is False
+        torch.testing.assert_close(weight, expected)
+        assert steps(foreach=True)[0].defaults['fused'] is None
+
+
+def test_weights_that_cannot_be_fused_are_not():
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    assert build_optimizer([weight], {'type': 'Adam', 'lr': 1e-3}).defaults['fused'] is None
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_a_state_goes_on_whether_it_was_fused_or_not(fused):
+    def trained(first, then):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(50))
+        optimizer = build_optimizer([weight], {'type': 'Adam', 'lr': 1e-2, 'fused': first})
+        for number in range(4):
+            if number == 2:
+                later = build_optimizer([weight], {'type': 'Adam', 'lr': 1e-2, 'fused': then})
+                load_optimizer_state(later, optimizer.state_dict())
+                optimizer = later
+            weight.grad = weight.detach().cos()
+            optimizer.step()
+        assert optimizer.param_groups[0]['fused'] is then
+        return weight
+
+    torch.testing.assert_close(trained(fused, not fused), trained(fused, fused))
