@@ -116,7 +116,7 @@ def _versions() -> str:
     cuda = f', CUDA {torch.version.cuda}' if torch.version.cuda else ''
     return (
         f'Python {platform.python_version()}, torch {torch.__version__}{cuda}, hat_plugin {__version__}{_commit()}, '
-        f'{platform.system()} {platform.machine()}, C++ attention kernel {"built" if available() else "not built"}'
+        f'{platform.system()} {platform.machine()}, C++ kernels {"built" if available() else "not built"}'
     )
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 SOURCES = tuple(Path(__file__).with_name(name) for name in ('window_attention.cpp', 'products.cpp'))
 HEADERS = tuple(
     Path(__file__).with_name(f'{name}.hpp')
-    for name in ('memory', 'vectors', 'windows', 'window_gradient', 'product', 'product_gradient')
+    for name in ('memory', 'vectors', 'windows', 'window_gradient', 'product', 'product_gradient', 'winograd')
 )
 FLAGS = (
     *('-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno'),

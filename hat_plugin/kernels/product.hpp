@@ -1,9 +1,8 @@
-// Linear layers and 3x3 convolutions over the pixels of an image, channels last, in fp32: what comes before (layer
-// normalisation) and after (bias, GELU, residuals) is done while the values are in registers or in the cache.
+// Linear layers over the pixels of an image, channels last, in fp32: what comes before (layer normalisation) and after
+// (bias, GELU, residuals) is done while the values are in registers or in the cache.
 //
-// An output pixel is a sum over taps, one for a linear layer and nine for a 3x3 convolution, of an input pixel's
-// channels times that tap's matrix. Blocks of pixels go through all outputs, ROWS pixels by PANEL outputs at a time in
-// registers; the weights are packed such that they are read in order.
+// Blocks of pixels go through all outputs, ROWS pixels by PANEL outputs at a time in registers; the weights are packed
+// such that they are read in order.
 
 #pragma once
 
@@ -20,13 +19,13 @@
 struct Product {
     const float *x;                         // (batch, height, width, inputs)
     const float *weight, *bias;             // bias: (outputs), or null
-    const float *norm_weight, *norm_bias;   // layer normalisation of x before (one tap), (inputs); or null
+    const float *norm_weight, *norm_bias;   // layer normalisation of x before, (inputs); or null
     const float *add, *scaled, *factor;     // out += add + scaled * factor, factor (batch, outputs); or null
     float *out;
     int64_t x_stride[3];                    // batch, row, column
     int64_t weight_stride[3];               // output, input, tap
     int64_t batch, height, width;
-    int64_t inputs, outputs, taps;          // taps: 1 or 9, row by row, zeros beyond the border
+    int64_t inputs, outputs, taps;          // taps: 1, or 9 for winograd.hpp
     int64_t gelu, threads;
     double eps;                             // of the normalisation
 };
@@ -36,39 +35,25 @@ namespace {
 constexpr int64_t BLOCK = 96;  // pixels that go through all outputs together: with the weights they fit the cache
 static_assert(BLOCK % ROWS == 0, "blocks are cut into whole tiles");
 
-inline int64_t packed_size(const Product &a) { return up(a.outputs, LANES) * a.inputs * a.taps; }
+inline int64_t packed_size(const Product &a) { return up(a.outputs, LANES) * a.inputs; }
 
-// Weights as (outputs / PANEL, taps, inputs, PANEL), zeros behind the last output; a last panel may be half as wide.
+// Weights as (outputs / PANEL, inputs, PANEL), zeros behind the last output; a last panel may be half as wide.
 inline void pack_weights(const Product &a, int64_t panel, float *packed) {
     const int64_t first = panel * PANEL, wide = std::min<int64_t>(PANEL, up(a.outputs - first, LANES));
-    float *to = packed + first * a.inputs * a.taps;
+    float *to = packed + first * a.inputs;
     for (int64_t lane = 0; lane < wide; ++lane) {
         const bool there = first + lane < a.outputs;
         const float *from = a.weight + (first + lane) * a.weight_stride[0];
-        for (int64_t tap = 0; tap < a.taps; ++tap)
-            for (int64_t k = 0; k < a.inputs; ++k)
-                to[(tap * a.inputs + k) * wide + lane] =
-                    there ? from[k * a.weight_stride[1] + tap * a.weight_stride[2]] : 0.0f;
+        for (int64_t k = 0; k < a.inputs; ++k) to[k * wide + lane] = there ? from[k * a.weight_stride[1]] : 0.0f;
     }
 }
 
-// Where a tap finds its input pixels for `count` output pixels from `first` on; pixels beyond the border are `zeros`.
-// The last address is repeated up to a multiple of ROWS.
-inline void locate_pixels(const float *x, const int64_t *stride, int64_t height, int64_t width, int64_t taps,
-                          int64_t tap, int64_t first, int64_t count, const float *zeros, const float **rows) {
-    const int64_t down = taps == 9 ? tap / 3 - 1 : 0, right = taps == 9 ? tap % 3 - 1 : 0;
-    int64_t image = first / (height * width), row = first / width % height, column = first % width;
-    int64_t i = 0;
-    for (; i < count; ++i) {
-        const int64_t y = row + down, at = column + right;
-        const bool inside = y >= 0 && y < height && at >= 0 && at < width;
-        rows[i] = inside ? x + image * stride[0] + y * stride[1] + at * stride[2] : zeros;
-        if (++column == width) {
-            column = 0;
-            if (++row == height) row = 0, ++image;
-        }
+// Where `count` pixels from `first` on begin. The last address is repeated up to a multiple of ROWS.
+inline void locate_pixels(const Product &a, int64_t first, int64_t count, const float **rows) {
+    for (int64_t i = 0; i < up(count, ROWS); ++i) {
+        const int64_t pixel = first + std::min(i, count - 1), row = pixel / a.width;
+        rows[i] = a.x + row / a.height * a.x_stride[0] + row % a.height * a.x_stride[1] + pixel % a.width * a.x_stride[2];
     }
-    for (; i % ROWS; ++i) rows[i] = rows[i - 1];
 }
 
 // x * (1 + erf(x / sqrt(2))) / 2; erf by a rational function fitted here on [-5.6, 5.6], to 2e-8; beyond, fp32 has 1.
@@ -111,27 +96,26 @@ inline void normalise(const Product &a, const float *from, float *to) {
     }
 }
 
-// Sums over taps and inputs for ROWS pixels and VECTORS vectors of outputs. `step`: from a tap's addresses to the next.
+// Sums over the inputs of ROWS pixels, for VECTORS vectors of outputs.
 template <int VECTORS>
-inline __attribute__((always_inline)) void tile(const Product &a, const float *const *rows, int64_t step,
-                                                const float *panel, Floats (&result)[ROWS][VECTORS]) {
-    Floats sum[ROWS][VECTORS];
+inline __attribute__((always_inline)) void tile(int64_t inputs, const float *const *rows, const float *panel,
+                                                Floats (&result)[ROWS][VECTORS]) {
+    Floats sum[ROWS][VECTORS];  // in registers; gcc keeps the result in memory, and clears that by a call
+    const float *row[ROWS];
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r)
+    for (int r = 0; r < ROWS; ++r) {
+        row[r] = rows[r];
 #pragma GCC unroll 2
         for (int c = 0; c < VECTORS; ++c) sum[r][c] = Floats{};
-    for (int64_t tap = 0; tap < a.taps; ++tap, rows += step) {
-        const float *row[ROWS];
-        for (int r = 0; r < ROWS; ++r) row[r] = rows[r];
-        for (int64_t k = 0; k < a.inputs; ++k, panel += VECTORS * LANES) {
-            Floats weight[VECTORS];
-            for (int c = 0; c < VECTORS; ++c) weight[c] = read<Floats>(panel + c * LANES);
+    }
+    for (int64_t k = 0; k < inputs; ++k, panel += VECTORS * LANES) {
+        Floats weight[VECTORS];
+        for (int c = 0; c < VECTORS; ++c) weight[c] = read<Floats>(panel + c * LANES);
 #pragma GCC unroll 16
-            for (int r = 0; r < ROWS; ++r) {
-                const float value = row[r][k];
+        for (int r = 0; r < ROWS; ++r) {
+            const float value = row[r][k];
 #pragma GCC unroll 2
-                for (int c = 0; c < VECTORS; ++c) sum[r][c] += value * weight[c];
-            }
+            for (int c = 0; c < VECTORS; ++c) sum[r][c] += value * weight[c];
         }
     }
 #pragma GCC unroll 16
@@ -167,15 +151,15 @@ inline __attribute__((always_inline)) void finish(const Product &a, Floats (&sum
 inline void multiply(const Product &a, const float *packed, const float *const *rows, int64_t first, int64_t count,
                      float *out) {
     for (int64_t output = 0; output < a.outputs; output += PANEL) {
-        const float *panel = packed + output * a.inputs * a.taps;
+        const float *panel = packed + output * a.inputs;
         for (int64_t i = 0; i < count; i += ROWS) {
             if (a.outputs - output > LANES) {
                 Floats sum[ROWS][2];
-                tile<2>(a, rows + i, BLOCK, panel, sum);
+                tile<2>(a.inputs, rows + i, panel, sum);
                 finish<2>(a, sum, first + i, count - i, output, out + i * a.outputs);
             } else {
                 Floats sum[ROWS][1];
-                tile<1>(a, rows + i, BLOCK, panel, sum);
+                tile<1>(a.inputs, rows + i, panel, sum);
                 finish<1>(a, sum, first + i, count - i, output, out + i * a.outputs);
             }
         }
@@ -185,22 +169,19 @@ inline void multiply(const Product &a, const float *packed, const float *const *
 // What one thread needs.
 struct ProductRoom {
     const float **rows, **next_rows;
-    float *normed, *hidden, *zeros;
+    float *normed, *hidden;
     bool ready;
 
     ProductRoom(const Product &a, const Product *next) {
         lay_out(a, next);
         ready = arena.allocate();
-        if (!ready) return;
-        lay_out(a, next);
-        std::memset(zeros, 0, (a.inputs + LANES) * sizeof(float));
+        if (ready) lay_out(a, next);
     }
 
   private:
     Arena arena;
     void lay_out(const Product &a, const Product *next) {
-        arena.take(rows, BLOCK * a.taps);
-        arena.take(zeros, a.inputs + LANES);
+        arena.take(rows, BLOCK);
         arena.take(normed, a.norm_weight ? BLOCK * a.inputs : 0);
         arena.take(next_rows, next ? BLOCK : 0);
         arena.take(hidden, next ? BLOCK * a.outputs : 0);
@@ -236,9 +217,7 @@ inline int run_product(const Product &a, const Product *next) {
         for (int64_t first = 0; first < pixels; first += block) {
             if (!room.ready) continue;
             const int64_t count = std::min(block, pixels - first);
-            for (int64_t tap = 0; tap < a.taps; ++tap)
-                locate_pixels(a.x, a.x_stride, a.height, a.width, a.taps, tap, first, count, room.zeros,
-                              room.rows + tap * BLOCK);
+            locate_pixels(a, first, count, room.rows);
             if (a.norm_weight)
                 for (int64_t i = 0; i < up(count, ROWS); ++i) {
                     float *to = room.normed + i * a.inputs;

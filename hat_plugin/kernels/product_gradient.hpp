@@ -56,13 +56,29 @@ struct GradientRoom {
   private:
     Arena arena;
     void lay_out(const ProductGradient &g, const Parts &parts) {
-        arena.take(rows, SPAN + ROWS);
+        arena.take(rows, SPAN);
         arena.take(grad, parts.groups_each() * GROUP_STRIDE);
         arena.take(panel, parts.panels_each() * PANEL_STRIDE);
         arena.take(zeros, g.inputs + PANEL);
         arena.take(sums, parts.groups_each() * parts.panels_each() * g.taps * ROWS * PANEL);
     }
 };
+
+// Where a tap finds its input pixels for `count` output pixels from `first` on; pixels beyond the border are `zeros`.
+inline void locate_taps(const ProductGradient &g, int64_t tap, int64_t first, int64_t count, const float *zeros,
+                        const float **rows) {
+    const int64_t down = g.taps == 9 ? tap / 3 - 1 : 0, right = g.taps == 9 ? tap % 3 - 1 : 0;
+    int64_t image = first / (g.height * g.width), row = first / g.width % g.height, column = first % g.width;
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t y = row + down, at = column + right;
+        const bool inside = y >= 0 && y < g.height && at >= 0 && at < g.width;
+        rows[i] = inside ? g.x + image * g.x_stride[0] + y * g.x_stride[1] + at * g.x_stride[2] : zeros;
+        if (++column == g.width) {
+            column = 0;
+            if (++row == g.height) row = 0, ++image;
+        }
+    }
+}
 
 // A vector of a pixel's channels from `at` on, zeros beyond the last.
 inline Floats some(const float *pixel, int64_t at, int64_t channels) {
@@ -104,7 +120,7 @@ inline void differentiate(const ProductGradient &g, const GradientRoom &room, in
             }
         float *sums = room.sums;
         for (int64_t tap = 0; tap < g.taps; ++tap) {
-            locate_pixels(g.x, g.x_stride, g.height, g.width, g.taps, tap, first, span, room.zeros, room.rows);
+            locate_taps(g, tap, first, span, room.zeros, room.rows);
             for (int64_t i = 0; i < span; ++i)
                 for (int64_t p = 0; p < panels; ++p)
                     for (int64_t c = 0; c < PANEL; c += LANES)
