@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 SOURCES = tuple(Path(__file__).with_name(name) for name in ('window_attention.cpp', 'products.cpp'))
 HEADERS = tuple(
     Path(__file__).with_name(f'{name}.hpp')
-    for name in ('memory', 'vectors', 'windows', 'window_gradient', 'product', 'product_gradient', 'winograd')
+    for name in ('memory', 'vectors', 'windows', 'window_gradient', 'product', 'winograd', 'winograd_gradient')
 )
 FLAGS = (
     *('-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno'),
@@ -80,13 +80,13 @@ class ProductArguments(ctypes.Structure):
     )
 
 
-class ProductGradientArguments(ctypes.Structure):
-    """The struct ProductGradient of product_gradient.hpp."""
+class ConvolutionGradientArguments(ctypes.Structure):
+    """The struct ConvolutionGradient of winograd_gradient.hpp."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ('x', 'grad', 'out')),
         *((name, _THREE) for name in ('x_stride', 'out_stride')),
-        *((name, ctypes.c_int64) for name in ('batch', 'height', 'width', 'inputs', 'outputs', 'taps', 'threads')),
+        *((name, ctypes.c_int64) for name in ('batch', 'height', 'width', 'inputs', 'outputs', 'threads')),
     )
 
 
@@ -159,12 +159,12 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.hat_window_attention.argtypes = [ctypes.POINTER(WindowAttentionArguments)]
     library.hat_window_attention_gradient.argtypes = [ctypes.POINTER(WindowGradientArguments)]
     library.hat_product.argtypes = [ctypes.POINTER(ProductArguments)] * 2
-    library.hat_product_gradient.argtypes = [ctypes.POINTER(ProductGradientArguments)]
+    library.hat_convolution_gradient.argtypes = [ctypes.POINTER(ConvolutionGradientArguments)]
     for name in ('hat_window_attention_features', 'hat_vector_bits'):
         getattr(library, name).argtypes = []
     for name in (
         *('hat_window_attention', 'hat_window_attention_gradient', 'hat_window_attention_features'),
-        *('hat_product', 'hat_product_gradient', 'hat_vector_bits'),
+        *('hat_product', 'hat_convolution_gradient', 'hat_vector_bits'),
     ):
         getattr(library, name).restype = ctypes.c_int
     return library

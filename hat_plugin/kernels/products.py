@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hat_plugin.kernels.library import ProductArguments, ProductGradientArguments, load, three
+from hat_plugin.kernels.library import ConvolutionGradientArguments, ProductArguments, load, three
 
 CHOICES = ('auto', 'cpp', 'torch')
 
@@ -136,6 +136,7 @@ def product(
         weight = _strided(weight)
         kept.append(weight)
         call = _sizes(ProductArguments, x, weight)
+        call.taps = math.prod(weight.shape[2:])
         call.x, call.weight, call.weight_stride = x.data_ptr(), weight.data_ptr(), three(*_strides(weight))
         call.bias, call.gelu = address(bias), gelu
         if norm is not None and not number:
@@ -156,25 +157,27 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, library: ctypes.CDLL | None = None) -> Tensor:
-    """The gradient of a layer's weight, like it in shape and memory; the same for any number of threads.
+    """The gradient of a 3x3 convolution's weight, like it in shape and memory; the same for any number of threads.
 
     Args:
-        x: the layer's input, (B, H, W, inputs).
+        x: the convolution's input, (B, H, W, inputs).
         grad: the gradient of its output, (B, H, W, outputs).
-        weight: the layer's, for its shape and strides alone.
+        weight: the convolution's, for its shape and strides alone.
         library: as in `product`.
     """
     _check(x, (Layer(weight),), None, None, None)
+    if weight.ndim != 4:
+        raise ValueError(f'weight {tuple(weight.shape)}: give a 3x3 kernel')
     if grad.shape != (*x.shape[:3], weight.shape[0]):
         raise ValueError(
             f'a gradient of {tuple(grad.shape)} is not that of {tuple(weight.shape)} over {tuple(x.shape)}'
         )
     x = x if x.stride(3) == 1 else x.contiguous()
     grad, out = grad.contiguous(), torch.empty_like(_strided(weight))
-    call = _sizes(ProductGradientArguments, x, weight)
+    call = _sizes(ConvolutionGradientArguments, x, weight)
     call.x, call.grad, call.out = x.data_ptr(), grad.data_ptr(), out.data_ptr()
     call.out_stride = three(*_strides(out))
-    _succeed((library or _library()).hat_product_gradient(ctypes.byref(call)), x)
+    _succeed((library or _library()).hat_convolution_gradient(ctypes.byref(call)), x)
     return out
 
 
@@ -201,7 +204,6 @@ def _sizes(kind: Any, x: Tensor, weight: Tensor) -> Any:
         **dict(zip(('batch', 'height', 'width'), x.shape[:3], strict=True)),
         outputs=weight.shape[0],
         inputs=weight.shape[1],
-        taps=math.prod(weight.shape[2:]),
         threads=torch.get_num_threads(),
     )
 

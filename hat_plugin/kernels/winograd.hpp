@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr int64_t POINTS = 16;
+constexpr int POINTS = 16;
 constexpr int64_t TILES = 24;  // that are worked on at once: with one point's weights they fit the cache
 static_assert(TILES % ROWS == 0, "rows of tiles are whole");
 
@@ -77,7 +77,7 @@ struct TileRoom {
 struct TilePlace {
     int64_t image, top, left;
 
-    TilePlace(const Product &a, int64_t number) {
+    template <class Sizes> TilePlace(const Sizes &a, int64_t number) {
         const int64_t across = (a.width + 1) / 2, down = (a.height + 1) / 2;
         image = number / (across * down);
         top = number / across % down * 2;
@@ -85,8 +85,13 @@ struct TilePlace {
     }
 };
 
-inline void forward_tile(const Product &a, const TilePlace &at, const float *zeros, float *to) {
-    const float *from[16];
+template <class Sizes> inline int64_t tiles_of(const Sizes &a) {
+    return a.batch * ((a.height + 1) / 2) * ((a.width + 1) / 2);
+}
+
+// The 4x4 input pixels round a tile; those beyond the border are `zeros`.
+template <class Sizes>
+inline void locate_inputs(const Sizes &a, const TilePlace &at, const float *zeros, const float *(&from)[POINTS]) {
     for (int64_t y = 0; y < 4; ++y)
         for (int64_t x = 0; x < 4; ++x) {
             const int64_t row = at.top + y - 1, column = at.left + x - 1;
@@ -94,27 +99,38 @@ inline void forward_tile(const Product &a, const TilePlace &at, const float *zer
             from[4 * y + x] =
                 inside ? a.x + at.image * a.x_stride[0] + row * a.x_stride[1] + column * a.x_stride[2] : zeros;
         }
-    const int64_t stride = point_stride(a.inputs);
-    for (int64_t c = 0; c < a.inputs; c += LANES) {
-        Floats rows[4][4];
+}
+
+// A vector of these pixels' channels from `c` on, of which `left` exist; put(point, vector) takes the 16 points.
+template <class Put>
+inline __attribute__((always_inline)) void transform_inputs(const float *const (&from)[POINTS], int64_t c, int64_t left,
+                                                            const Put &put) {
+    Floats rows[4][4];
 #pragma GCC unroll 4
-        for (int x = 0; x < 4; ++x) {
-            Floats d[4];
-            for (int y = 0; y < 4; ++y) d[y] = load(from[4 * y + x] + c, a.inputs - c);
-            rows[0][x] = d[0] - d[2];
-            rows[1][x] = d[1] + d[2];
-            rows[2][x] = d[2] - d[1];
-            rows[3][x] = d[1] - d[3];
-        }
-#pragma GCC unroll 4
-        for (int y = 0; y < 4; ++y) {
-            const Floats(&r)[4] = rows[y];
-            write(to + (4 * y + 0) * stride + c, r[0] - r[2]);
-            write(to + (4 * y + 1) * stride + c, r[1] + r[2]);
-            write(to + (4 * y + 2) * stride + c, r[2] - r[1]);
-            write(to + (4 * y + 3) * stride + c, r[1] - r[3]);
-        }
+    for (int x = 0; x < 4; ++x) {
+        Floats d[4];
+        for (int y = 0; y < 4; ++y) d[y] = load(from[4 * y + x] + c, left);
+        rows[0][x] = d[0] - d[2];
+        rows[1][x] = d[1] + d[2];
+        rows[2][x] = d[2] - d[1];
+        rows[3][x] = d[1] - d[3];
     }
+#pragma GCC unroll 4
+    for (int y = 0; y < 4; ++y) {
+        const Floats(&r)[4] = rows[y];
+        put(4 * y + 0, r[0] - r[2]);
+        put(4 * y + 1, r[1] + r[2]);
+        put(4 * y + 2, r[2] - r[1]);
+        put(4 * y + 3, r[1] - r[3]);
+    }
+}
+
+inline void forward_tile(const Product &a, const TilePlace &at, const float *zeros, float *to) {
+    const float *from[POINTS];
+    locate_inputs(a, at, zeros, from);
+    const int64_t stride = point_stride(a.inputs);
+    for (int64_t c = 0; c < a.inputs; c += LANES)
+        transform_inputs(from, c, a.inputs - c, [=](int point, Floats value) { write(to + point * stride + c, value); });
 }
 
 inline void backward_tile(const Product &a, const TilePlace &at, const float *from) {
@@ -176,7 +192,7 @@ inline int run_convolution(const Product &a) {
         if (!pass && !memory.allocate()) return 1;
     }
     const int64_t panels = (a.outputs + PANEL - 1) / PANEL;
-    const int64_t tiles = a.batch * ((a.height + 1) / 2) * ((a.width + 1) / 2);
+    const int64_t tiles = tiles_of(a);
     const int64_t block = std::min(TILES, up(std::max<int64_t>(1, tiles / (4 * a.threads)), ROWS));
     int failed = 0;
 #pragma omp parallel num_threads(static_cast<int>(a.threads)) reduction(| : failed)
