@@ -227,6 +227,8 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint of this iteration, once."""
+        with self._saved_before_errors():
+            self.model.settle()  # may say that this step was one skipped too many
         if self.saved != self.progress.iteration:
             self.logger.info('Saving models and training states.')
             self.model.save(self.data.epoch(self.progress), self.progress.iteration, self.progress.state())

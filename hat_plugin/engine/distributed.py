@@ -59,9 +59,11 @@ def initialise(launcher: str, *, backend: str | None = None, port: int | None = 
     local = int(os.environ.get('LOCAL_RANK', local_rank))
     if torch.cuda.is_available():
         torch.cuda.set_device(local % torch.cuda.device_count())
+        if backend in (None, 'nccl'):
+            backend = 'cpu:gloo,cuda:nccl'  # what ranks say to one another about files and signals waits for no GPU
     else:
         backend = 'gloo'
-    dist.init_process_group(backend or 'nccl', timeout=TIMEOUT)
+    dist.init_process_group(backend, timeout=TIMEOUT)
     return World(dist.get_rank(), dist.get_world_size(), local)
 
 
@@ -114,9 +116,10 @@ def from_main(item: Any) -> Any:
 
 
 def any_rank(flag: bool, device: torch.device | str = 'cpu') -> bool:
-    """Whether the flag is set on any rank."""
+    """Whether the flag is set on any rank; through `device` only where ranks cannot speak without (nccl alone)."""
     if not current_world().distributed:
         return flag
-    value = torch.tensor(float(flag), device=device)
+    host = 'cpu:' in dist.get_backend_config()
+    value = torch.tensor(float(flag), device='cpu' if host else device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())

@@ -168,6 +168,7 @@ class RealHATGANModel(RealHATMSEModel):
                 super().optimize_parameters(current_iter)
             finally:
                 self.net_d.requires_grad_(True)
+            self.settle()  # the discriminator learns nothing from pictures of a step that was skipped
             if any(value - value != 0 for name, value in self.log_dict.items() if name.startswith('l_')):
                 return
         else:

@@ -131,6 +131,7 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
         self.grad_clip = train_opt.get('grad_clip')
         self.max_nonfinite = train_opt.get('max_nonfinite', 10)
         self.nonfinite = 0
+        self.reads_later = self.device.type == 'cuda'
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == 'fp16')
         self.init_losses()
         self.setup_optimizers()
@@ -234,13 +235,17 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
                 sums[name] = sums.get(name, 0) + term.detach() * share
         self.output = output.detach()
         self.log_dict = OrderedDict()
-        if self.apply_step(self.optimizer_g, self.net_g, sums, current_iter) and self.ema_decay > 0:
+        self.apply_step(self.optimizer_g, self.net_g, sums, current_iter, then=self._update_ema)
+
+    def _update_ema(self) -> None:
+        if self.ema_decay > 0:
             update_ema(self.net_g_ema, self.get_bare_model(self.net_g), self.ema_decay)
 
     # -- use ---------------------------------------------------------------------------------------------------------
 
     def evaluation_network(self) -> nn.Module:
         """The EMA network where there is one, else the network itself, unwrapped."""
+        self.settle()
         return self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
 
     def restore(self, net: nn.Module) -> tuple[Tensor, bool]:

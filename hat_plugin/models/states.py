@@ -47,6 +47,7 @@ def gradient_sync(net: nn.Module, wanted: bool) -> Iterator[None]:
 
 def save(model: RestorationModel, epoch: int, current_iter: int, progress: dict[str, Any]) -> None:
     """Write a checkpoint; see `RestorationModel.save`."""
+    model.settle()
     generators = distributed.gather_objects(random_state.capture())
     failure: str | None = None
     if distributed.current_world().is_main:

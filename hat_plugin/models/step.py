@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -17,6 +18,75 @@ from hat_plugin.errors import TrainingError
 AUTOCAST = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
+@dataclass(frozen=True)
+class Found:
+    """A step's losses and gradient norm, as numbers."""
+
+    by_name: dict[str, float]
+    losses_finite: bool
+    norm_finite: bool
+
+
+@dataclass
+class Outcome:
+    """What a step came to, perhaps still on its way from the device.
+
+    Attributes:
+        by_design: not finite, but no fault: fp16's scaler was looking for its scale.
+    """
+
+    host: Tensor
+    ready: torch.cuda.Event | None
+    names: tuple[str, ...]
+    norm_name: str
+    iteration: int
+    log: dict[str, float]
+    then: Callable[[], None] | None
+    by_design: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        values: Tensor,
+        names: tuple[str, ...],
+        norm_name: str,
+        iteration: int,
+        log: dict[str, float],
+        then: Callable[[], None] | None,
+    ) -> Outcome:
+        """Send the values, (len(names),), off to the host."""
+        ready = None
+        host = values.to('cpu', non_blocking=True)  # from CUDA into pinned memory
+        if values.is_cuda:
+            ready = torch.cuda.Event()
+            ready.record()
+        return cls(host, ready, names, norm_name, iteration, log, then)
+
+    def values(self) -> Found:
+        """The numbers, waited for where they are not there yet."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        found = dict(zip(self.names, self.host.tolist(), strict=True))
+        losses_finite = all(isfinite(value) for name, value in found.items() if name.startswith('l_'))
+        return Found(found, losses_finite, isfinite(found[self.norm_name]))
+
+
+def skips_on_the_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `step_if_finite` can be used: torch's fused optimisers know what GradScaler tells them."""
+    fused = all(group.get('fused') for group in optimizer.param_groups)
+    return fused and getattr(optimizer, '_step_supports_amp_scaling', False)
+
+
+def step_if_finite(optimizer: torch.optim.Optimizer, values: Tensor) -> None:
+    """A step where all values are finite, else none, moments and step counts included; the host learns neither."""
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.found_inf = 1 - values.isfinite().all().float()  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+
+
 class StepMixin:
     """What every model's ``optimize_parameters`` is put together from.
 
@@ -25,7 +95,9 @@ class StepMixin:
         grad_clip: largest global norm of the gradients, or None.
         max_nonfinite: steps in a row that may be skipped.
         nonfinite: steps in a row that were.
-        log_dict: this iteration's losses (``l_...``) and gradient norm, the same on every rank.
+        reads_later: whether the host goes on before the device has finished a step; on CUDA it does.
+        log_dict: this iteration's losses (``l_...``) and gradient norm, the same on every rank; there once the step is
+            settled, for which `get_current_log` sees.
     """
 
     opt: dict[str, Any]
@@ -36,8 +108,10 @@ class StepMixin:
     grad_clip: float | None
     max_nonfinite: int
     nonfinite: int
+    reads_later: bool
     scaler: torch.amp.GradScaler
     log_dict: dict[str, float]
+    _outcome: Outcome | None = None
 
     def autocast(self) -> torch.autocast:
         """The context that the network's forward pass runs in."""
@@ -59,10 +133,13 @@ class StepMixin:
         losses: Mapping[str, Tensor],
         current_iter: int,
         norm_name: str = 'grad_norm',
-    ) -> bool:
-        """Clip the gradients, and step if they and the losses are finite; both go into `log_dict`.
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Clip the gradients, and step if they and the losses are finite; `settle` puts both into `log_dict`.
 
-        The device is waited for once: losses and norm come back together, when all gradients are there.
+        A fused optimiser skips the step on the device where a value is not finite. Where `reads_later`, nothing is
+        waited for then: what was found is read with the next step, when it has long been there. Any other optimiser,
+        and fp16's scaler, must be told, and the device is waited for once.
 
         Args:
             optimizer: of `net`.
@@ -70,36 +147,63 @@ class StepMixin:
             losses: this rank's, by name; those that do not begin with ``l_`` are logged alone.
             current_iter: for messages.
             norm_name: what the gradients' norm is called in `log_dict`.
+            then: what to do if the weights moved; before the next step at the latest.
 
-        Returns:
-            Whether the weights moved.
+        Raises:
+            TrainingError: of this step or the one before, as `settle` has it.
         """
+        self.settle()
         self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(net.parameters(), self.grad_clip or float('inf'), foreach=True)
-        values = torch.cat([mean_over_ranks(losses), norm.detach().float().reshape(1)]).tolist()
-        found = OrderedDict(zip([*losses, norm_name], values, strict=True))
-        self.log_dict.update(found)
-        losses_finite = all(value - value == 0 for name, value in found.items() if name.startswith('l_'))
-        norm_finite = found[norm_name] - found[norm_name] == 0
-        if losses_finite and norm_finite:
-            self.scaler.step(optimizer)
-            self.scaler.update()
-            self.nonfinite = 0
-            return True
-        if losses_finite and self.scaler.is_enabled():  # fp16 overflow: the scaler halves its scale, by design
-            self.scaler.step(optimizer)
-            self.scaler.update()
-            if self.scaler.get_scale() < 1:  # no scale is small enough: the gradients themselves are not finite
-                self._count_nonfinite(current_iter)
-            return False
-        self.scaler.update()
-        self._count_nonfinite(current_iter)
-        return False
+        values = torch.cat([mean_over_ranks(losses), norm.detach().float().reshape(1)])
+        names = (*losses, norm_name)
+        skips_itself = not self.scaler.is_enabled() and skips_on_the_device(optimizer)
+        if skips_itself:
+            decisive = [index for index, name in enumerate(names) if name.startswith('l_') or name == norm_name]
+            step_if_finite(optimizer, values[decisive])
+        self._outcome = Outcome.of(values, names, norm_name, current_iter, self.log_dict, then)
+        if not skips_itself:
+            self._step_as_told(optimizer, self._outcome)
+        if not (skips_itself and self.reads_later):
+            self.settle()
 
-    def _count_nonfinite(self, current_iter: int) -> None:
+    def _step_as_told(self, optimizer: torch.optim.Optimizer, outcome: Outcome) -> None:
+        """Step where the values allow it, and let fp16's scaler learn from them."""
+        found = outcome.values()
+        if found.losses_finite and (found.norm_finite or self.scaler.is_enabled()):
+            self.scaler.step(optimizer)  # fp16: not where a gradient overflowed
+        self.scaler.update()
+        if found.losses_finite and not found.norm_finite and self.scaler.is_enabled():
+            # The scaler halves its scale, by design; but where no scale is small enough, the gradients are at fault.
+            outcome.by_design = self.scaler.get_scale() >= 1
+
+    def settle(self) -> None:
+        """Read what the last step found: into `log_dict`, and whether it was skipped.
+
+        Raises:
+            TrainingError: more than `max_nonfinite` steps in a row were not finite; the value at fault is named.
+        """
+        outcome, self._outcome = self._outcome, None
+        if outcome is None:
+            return
+        found = outcome.values()
+        outcome.log.update(found.by_name)
+        if found.losses_finite and found.norm_finite:
+            self.nonfinite = 0
+            if outcome.then is not None:
+                outcome.then()
+        elif not outcome.by_design:
+            self._count_nonfinite(outcome.iteration, outcome.log)
+
+    def get_current_log(self) -> dict[str, float]:
+        """`log_dict` of the last iteration; BasicSR's name for it."""
+        self.settle()
+        return self.log_dict
+
+    def _count_nonfinite(self, iteration: int, log: Mapping[str, float]) -> None:
         self.nonfinite += 1
-        culprits = [f'{name} = {value}' for name, value in self.log_dict.items() if value - value != 0]
-        message = f'iteration {current_iter}: not finite: {", ".join(culprits)}; the step was skipped'
+        culprits = [f'{name} = {value}' for name, value in log.items() if not isfinite(value)]
+        message = f'iteration {iteration}: not finite: {", ".join(culprits)}; the step was skipped'
         get_root_logger().warning(f'{message} ({self.nonfinite} in a row, {self.max_nonfinite} allowed)')
         if self.nonfinite > self.max_nonfinite:
             raise TrainingError(

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import training
@@ -179,6 +180,42 @@ def test_steps_that_are_not_finite_are_skipped_named_and_bounded(tmp_path, batch
         step(trained, broken, iteration)
     with pytest.raises(TrainingError, match='iteration 7: not finite: l_pix = nan'):
         step(trained, broken, 7)
+
+
+@pytest.mark.parametrize('kind', ['Adam', 'AdamW', 'SGD', 'Rprop', 'lamb'])
+def test_a_step_that_is_read_later_is_the_same_step(tmp_path, batch, kind):
+    """As on CUDA, where the host goes on; Rprop and timm's have no fused form and wait all the same."""
+    broken = {**batch, 'gt': batch['gt'] * float('nan')}
+    turns = [batch, broken, batch, broken, batch]
+    optim = {'type': kind, 'lr': 1e-2}
+    at_once, later = (model(tmp_path, ema_decay=0.5, optim_g=dict(optim)) for _ in range(2))
+    later.reads_later = True
+    for iteration, data in enumerate(turns, 1):
+        for trained in (at_once, later):
+            trained.feed_data(data)
+            trained.optimize_parameters(iteration)
+        assert bool(later.log_dict) == (kind in ('Rprop', 'lamb'))  # else still on its way
+        if iteration % 2:  # nobody asks for the others' values, and they do not get into the next ones
+            np.testing.assert_equal(later.get_current_log(), at_once.get_current_log())
+    later.evaluation_network()
+    for name in ('net_g', 'net_g_ema'):
+        ours, expected = (getattr(trained, name).state_dict() for trained in (later, at_once))
+        assert all(torch.equal(value, expected[key]) for key, value in ours.items())
+
+
+def test_a_step_too_many_that_is_read_later_ends_the_run_with_the_next(tmp_path, batch):
+    trained = model(tmp_path, max_nonfinite=0)
+    trained.reads_later = True
+    good = step(trained, batch)
+    broken = {**batch, 'gt': batch['gt'] * float('nan')}
+    step(trained, broken, 2)
+    with pytest.raises(TrainingError, match='iteration 2: not finite: l_pix = nan'):
+        step(trained, batch, 3)
+    assert all(torch.equal(good[name], value) for name, value in trained.net_g.state_dict().items())
+    step(trained, broken, 4)
+    with pytest.raises(TrainingError, match='iteration 4: not finite: l_pix = nan'):
+        trained.save(0, 4)
+    trained.save(0, 4)  # as the training loop does before it ends
 
 
 def test_fp16_gradients_that_no_scale_makes_finite_end_the_run(tmp_path, batch):
