@@ -218,6 +218,23 @@ def test_a_step_too_many_that_is_read_later_ends_the_run_with_the_next(tmp_path,
     trained.save(0, 4)  # as the training loop does before it ends
 
 
+@pytest.mark.gpu
+def test_a_step_does_not_wait_for_the_gpu(tmp_path, batch):
+    opt = options(tmp_path, ema_decay=0.5, grad_clip=1.0)
+    opt['num_gpu'] = 1
+    trained = build_model(opt)
+    batch = {key: value.pin_memory() for key, value in batch.items()}
+    step(trained, batch)  # makes the optimiser's state
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        for iteration in (2, 3):
+            trained.feed_data(batch)
+            trained.optimize_parameters(iteration)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert trained.get_current_log()['l_pix'] > 0
+
+
 def test_fp16_gradients_that_no_scale_makes_finite_end_the_run(tmp_path, batch):
     trained = model(tmp_path, amp='fp16', max_nonfinite=2)
     trained.net_g.conv_first.weight.register_hook(lambda gradient: gradient * float('nan'))
