@@ -127,12 +127,7 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
                 path = self.opt['path']['pretrain_network_g']
                 self.load_network(self.net_g_ema, path, self.opt['path'].get('strict_load_g', True), 'params_ema')
             get_root_logger().info(f'Use Exponential Moving Average with decay: {self.ema_decay}')
-        self.amp = train_opt.get('amp')
-        self.grad_clip = train_opt.get('grad_clip')
-        self.max_nonfinite = train_opt.get('max_nonfinite', 10)
-        self.nonfinite = 0
-        self.reads_later = self.device.type == 'cuda'
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == 'fp16')
+        self.init_step()
         self.init_losses()
         self.setup_optimizers()
         self.setup_schedulers()

@@ -113,6 +113,16 @@ class StepMixin:
     log_dict: dict[str, float]
     _outcome: Outcome | None = None
 
+    def init_step(self) -> None:
+        """What the options under ``train`` say of a step."""
+        train_opt = self.opt['train']
+        self.amp = train_opt.get('amp')
+        self.grad_clip = train_opt.get('grad_clip')
+        self.max_nonfinite = train_opt.get('max_nonfinite', 10)
+        self.nonfinite = 0
+        self.reads_later = self.device.type == 'cuda'
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == 'fp16')
+
     def autocast(self) -> torch.autocast:
         """The context that the network's forward pass runs in."""
         dtype = AUTOCAST.get(self.amp or '', torch.bfloat16)

@@ -213,6 +213,21 @@ def test_gan_step_in_micro_batches_moves_the_discriminator_alike(options: Callab
     assert losses[0]['l_d_real'] == pytest.approx(losses[1]['l_d_real'], rel=0.05)
 
 
+def test_steps_that_are_read_later_are_the_same_steps(options: Callable[..., dict[str, Any]]) -> None:
+    found = []
+    for later in (False, True):
+        seed_all(0)
+        model = RealHATGANModel(options('RealHATGANModel'))
+        model.reads_later = later
+        for iteration, batch in enumerate(first_batches(model.opt, 2), 1):
+            seed_all(iteration)
+            model.feed_data(batch)
+            model.optimize_parameters(iteration)
+        found.append({**model.get_current_log(), 'weight': next(iter(model.net_d.parameters())).sum().item()})
+    assert found[0] == found[1]
+    assert {'l_g_pix', 'l_d_fake', 'grad_norm', 'grad_norm_d'} <= set(found[0])
+
+
 def test_the_networks_take_turns(options: Callable[..., dict[str, Any]]) -> None:
     opt = options('RealHATGANModel', train={'net_d_iters': 2, 'net_d_init_iters': 2})
     model = RealHATGANModel(opt)

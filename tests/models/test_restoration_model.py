@@ -203,6 +203,21 @@ def test_a_step_that_is_read_later_is_the_same_step(tmp_path, batch, kind):
         assert all(torch.equal(value, expected[key]) for key, value in ours.items())
 
 
+@pytest.mark.parametrize('kind', ['Adam', 'AdamW', 'SGD', 'Adagrad', 'Rprop', 'lamb'])
+def test_a_skipped_step_leaves_nothing_behind(tmp_path, batch, kind):
+    """No moment, step count or average of it: the next step is the one that would have come without it."""
+    optim = {'type': kind, 'lr': 1e-2} | ({'momentum': 0.9} if kind == 'SGD' else {})
+    skipped, never_met = (model(tmp_path, ema_decay=0.5, optim_g=dict(optim)) for _ in range(2))
+    broken = {**batch, 'gt': batch['gt'] * float('nan')}
+    for data in (batch, broken, batch):
+        step(skipped, data)
+        if data is batch:
+            step(never_met, data)
+    for name in ('net_g', 'net_g_ema', 'optimizer_g'):
+        ours, expected = (getattr(trained, name).state_dict() for trained in (skipped, never_met))
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
 def test_a_step_too_many_that_is_read_later_ends_the_run_with_the_next(tmp_path, batch):
     trained = model(tmp_path, max_nonfinite=0)
     trained.reads_later = True
