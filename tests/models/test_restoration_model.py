@@ -186,7 +186,7 @@ def test_steps_that_are_not_finite_are_skipped_named_and_bounded(tmp_path, batch
 def test_a_step_that_is_read_later_is_the_same_step(tmp_path, batch, kind):
     """As on CUDA, where the host goes on; Rprop and timm's have no fused form and wait all the same."""
     broken = {**batch, 'gt': batch['gt'] * float('nan')}
-    turns = [batch, broken, batch, broken, batch]
+    turns = [batch, batch, broken, batch, batch]
     optim = {'type': kind, 'lr': 1e-2}
     at_once, later = (model(tmp_path, ema_decay=0.5, optim_g=dict(optim)) for _ in range(2))
     later.reads_later = True
@@ -195,7 +195,9 @@ def test_a_step_that_is_read_later_is_the_same_step(tmp_path, batch, kind):
             trained.feed_data(data)
             trained.optimize_parameters(iteration)
         assert bool(later.log_dict) == (kind in ('Rprop', 'lamb'))  # else still on its way
-        if iteration % 2:  # nobody asks for the others' values, and they do not get into the next ones
+        if (
+            iteration == 4
+        ):  # nobody asks for the others' values: their averages are kept, their losses do not get in here
             np.testing.assert_equal(later.get_current_log(), at_once.get_current_log())
     later.evaluation_network()
     for name in ('net_g', 'net_g_ema'):
