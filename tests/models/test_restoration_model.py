@@ -195,9 +195,7 @@ def test_a_step_that_is_read_later_is_the_same_step(tmp_path, batch, kind):
             trained.feed_data(data)
             trained.optimize_parameters(iteration)
         assert bool(later.log_dict) == (kind in ('Rprop', 'lamb'))  # else still on its way
-        if (
-            iteration == 4
-        ):  # nobody asks for the others' values: their averages are kept, their losses do not get in here
+        if iteration == 4:  # nobody asks for the others': they are averaged all the same, and not in this log
             np.testing.assert_equal(later.get_current_log(), at_once.get_current_log())
     later.evaluation_network()
     for name in ('net_g', 'net_g_ema'):
