@@ -204,6 +204,7 @@ inline int run_product(const Product &a, const Product *next) {
     int failed = 0;
 #pragma omp parallel num_threads(static_cast<int>(a.threads)) reduction(| : failed)
     {
+        const NoDenormals none;
         const ProductRoom room(a, next);
         failed = !room.ready;
 #pragma omp for schedule(dynamic, 1)

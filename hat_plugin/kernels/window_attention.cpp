@@ -49,14 +49,15 @@ template <class P, class T, class B> void attend(const WindowAttention &a, const
     locate(a, at, a.v, a.v_stride, true, w.v_row);
     locate(a, at, a.out, a.out_stride, false, w.out_row);
     pack_units<P>(w, w.q_row, w.n, w.queries, w.q);
+    P::scale(w.q, w.n * w.depth, static_cast<float>(a.scale));
     pack_panels<P>(w, w.k_row, w.m, w.keys, w.k, w.row);
     pack_values<P>(w, w.v_row, w.m, w.keys, w.v);
     const B *bias = static_cast<const B *>(a.bias) + at.head * w.n * w.m;
     const B *mask = mask_of<B>(a, at, w);
     for (int64_t first = 0; first < w.n; first += ROWS) {
-        float peak[ROWS], inverse[ROWS];
-        logits<P>(w, w.q, w.k, first, bias, mask, static_cast<float>(a.scale), w.weights, peak);
-        for (int r = 0; r < ROWS; ++r) inverse[r] = 1.0f / exponentials<P>(w.weights + r * w.keys, w.keys, peak[r]);
+        float inverse[ROWS];
+        logits<P>(w, w.q, w.k, first, bias, mask, static_cast<float>(a.scale), w.weights);
+        for (int r = 0; r < ROWS; ++r) inverse[r] = 1.0f / exponentials<P>(w.weights + r * w.keys, w.keys);
         all_sums<P>(w, first, reinterpret_cast<const uint32_t *>(w.weights), w.v, inverse, w.out_row);
     }
 }
@@ -67,6 +68,7 @@ template <class P, class T, class B> int run(const WindowAttention &a) {
     int failed = 0;
 #pragma omp parallel num_threads(static_cast<int>(a.threads)) reduction(| : failed)
     {
+        const NoDenormals none;
         const Workspace<T> w(a, P::UNIT);
         failed = !w.ready;
 #pragma omp for schedule(dynamic, 2)

@@ -68,18 +68,14 @@ template <class T> struct GradientSpace : Sizes {
 template <class P, class T>
 void weight_gradients(const GradientSpace<T> &w, int64_t first, const float *inverse, float *mean) {
     Floats dot[ROWS] = {};
-    for (int64_t j = 0; j < w.keys; j += PANEL) {
-        Floats sum[ROWS][2];
-        products<P>(w.g + first * w.depth, w.v + j * w.depth, w.depth, sum);
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 2
-            for (int side = 0; side < 2; ++side) {
+    for (int64_t j = 0; j < w.keys; j += PANEL)
+        products<P>(
+            w.g + first * w.depth, w.v + j * w.depth, w.depth, [](int, int) { return Floats{}; },
+            [&](int r, int side, Floats sum) {
                 const int64_t at = r * w.keys + j + side * LANES;
-                write(w.slopes + at, sum[r][side]);
-                dot[r] += sum[r][side] * read<Floats>(w.weights + at);
-            }
-    }
+                write(w.slopes + at, sum);
+                dot[r] += sum * read<Floats>(w.weights + at);
+            });
     for (int r = 0; r < ROWS; ++r) mean[r] = total(dot[r]) * inverse[r];
 }
 
@@ -171,6 +167,7 @@ void differentiate(const WindowGradient &g, const Place &at, const GradientSpace
         else locate(a, at, tensor, stride, true, reinterpret_cast<T **>(rows));
     }
     pack_units<P>(w, w.q_row, w.n, w.queries, w.q);
+    P::scale(w.q, w.n * w.depth, static_cast<float>(a.scale));
     pack_units<P>(w, w.g_row, w.n, w.queries, w.g);
     pack_panels<P>(w, w.k_row, w.m, w.keys, w.k, w.row);
     pack_panels<P>(w, w.v_row, w.m, w.keys, w.v, w.row);
@@ -184,10 +181,10 @@ void differentiate(const WindowGradient &g, const Place &at, const GradientSpace
     const float scale = static_cast<float>(a.scale);
     const uint32_t *slopes_by_key = P::UNIT > 1 ? w.by_key : reinterpret_cast<const uint32_t *>(w.slopes);
     for (int64_t first = 0; first < w.n; first += ROWS) {
-        float peak[ROWS], inverse[ROWS], mean[ROWS], factor[ROWS];
-        logits<P>(w, w.q, w.k, first, bias, mask, scale, w.weights, peak);
+        float inverse[ROWS], mean[ROWS], factor[ROWS];
+        logits<P>(w, w.q, w.k, first, bias, mask, scale, w.weights);
         for (int r = 0; r < ROWS; ++r) {
-            const float sum = exponentials<Single>(w.weights + r * w.keys, w.keys, peak[r]);
+            const float sum = exponentials<Single>(w.weights + r * w.keys, w.keys);
             inverse[r] = first + r < w.n ? 1.0f / sum : 0.0f;
             factor[r] = scale;
         }
@@ -210,6 +207,7 @@ template <class P, class T, class B> int differentiate(const WindowGradient &g) 
     int failed = 0;
 #pragma omp parallel num_threads(static_cast<int>(a.threads)) reduction(| : failed)
     {
+        const NoDenormals none;
         const GradientSpace<T> w(a, P::UNIT);
         failed = !w.ready;
         for (int64_t colour = 0; colour < colours * colours; ++colour) {

@@ -133,13 +133,17 @@ void pack_values(const Sizes &s, T *const *rows, int64_t count, int64_t total, u
     }
 }
 
-// Products of ROWS tokens, packed as units, with one panel.
-template <class P>
+// Products of ROWS tokens, packed as units, with one panel: sums begin as begin(row, side), and end(row, side, sum) takes
+// them.
+template <class P, class Begin, class End>
 inline __attribute__((always_inline)) void products(const uint32_t *units, const uint32_t *panel, int64_t depth,
-                                                    Floats (&result)[ROWS][2]) {
-    Floats sum[ROWS][2];  // in registers; gcc keeps the result in memory, and clears that by a call
+                                                    const Begin &begin, const End &end) {
+    Floats sum[ROWS][2];
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = Floats{};
+    for (int r = 0; r < ROWS; ++r) {
+        sum[r][0] = begin(r, 0);
+        sum[r][1] = begin(r, 1);
+    }
     for (int64_t p = 0; p < depth; ++p) {
         const Bits left = read<Bits>(panel + p * PANEL), right = read<Bits>(panel + p * PANEL + LANES);
 #pragma GCC unroll 16
@@ -150,46 +154,69 @@ inline __attribute__((always_inline)) void products(const uint32_t *units, const
     }
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
-        result[r][0] = sum[r][0];
-        result[r][1] = sum[r][1];
+        end(r, 0, sum[r][0]);
+        end(r, 1, sum[r][1]);
     }
 }
 
-// Logits of ROWS queries from `first` on, (ROWS, keys) in fp32, and the largest of each. Keys that only fill a panel
-// get -inf.
+// The logits of ROWS queries and the panel of keys from `column` on, each row beginning at result[row]. WHOLE: all of
+// these keys exist. Those that do not get -inf.
+template <class P, bool WHOLE, class B>
+inline __attribute__((always_inline)) void panel_logits(const uint32_t *units, const uint32_t *panel, int64_t depth,
+                                                        const B *const (&bias)[ROWS], const B *const (&mask)[ROWS],
+                                                        int64_t column, int64_t keys, float scale,
+                                                        float *const (&result)[ROWS]) {
+    const auto there = [&](int side) {
+        return WHOLE ? int64_t{LANES} : std::clamp<int64_t>(keys - column - side * LANES, 0, LANES);
+    };
+    const auto added = [&](int r, int side) {
+        const int64_t at = column + side * LANES, count = there(side);
+        const Floats value = load(bias[r] + at, count);
+        return mask[r] ? value + load(mask[r] + at, count) : value;
+    };
+    products<P>(
+        units, panel, depth, [&](int r, int side) { return P::SCALES ? added(r, side) : Floats{}; },
+        [&](int r, int side, Floats sum) {
+            if (!P::SCALES) sum = sum * scale + added(r, side);
+            if (!WHOLE)
+                for (int lane = there(side); lane < LANES; ++lane) sum[lane] = -std::numeric_limits<float>::infinity();
+            write(result[r] + column + side * LANES, sum);
+        });
+}
+
+// Logits of ROWS queries from `first` on, (ROWS, keys) in fp32. Keys that only fill a panel get -inf. Where P::SCALES,
+// the queries' units have been scaled.
 template <class P, class B>
 void logits(const Sizes &s, const uint32_t *q, const uint32_t *k, int64_t first, const B *bias, const B *mask,
-            float scale, float *result, float *peak) {
-    Floats most[ROWS];
-    for (int r = 0; r < ROWS; ++r) most[r] = all(-std::numeric_limits<float>::infinity());
-    for (int64_t j = 0; j < s.keys; j += PANEL) {
-        Floats sum[ROWS][2];
-        products<P>(q + first * s.depth, k + j * s.depth, s.depth, sum);
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) {
-            const int64_t at = std::min(first + r, s.n - 1) * s.m;
-#pragma GCC unroll 2
-            for (int side = 0; side < 2; ++side) {
-                const int64_t column = j + side * LANES, count = s.m - column;
-                Floats value = all(-std::numeric_limits<float>::infinity());
-                if (count > 0) {
-                    value = sum[r][side] * scale + load(bias + at + column, count);
-                    if (mask) value += load(mask + at + column, count);
-                }
-                if (count > 0 && count < LANES)
-                    for (int lane = count; lane < LANES; ++lane) value[lane] = -std::numeric_limits<float>::infinity();
-                most[r] = larger(value, most[r]);
-                write(result + r * s.keys + column, value);
-            }
-        }
+            float scale, float *result) {
+    const B *biases[ROWS], *masks[ROWS];
+    float *rows[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+        const int64_t at = std::min(first + r, s.n - 1) * s.m;
+        biases[r] = bias + at;
+        masks[r] = mask ? mask + at : nullptr;
+        rows[r] = result + r * s.keys;
     }
-    for (int r = 0; r < ROWS; ++r) peak[r] = largest(most[r]);
+    const uint32_t *units = q + first * s.depth;
+    const int64_t keys = s.m, depth = s.depth;
+    int64_t column = 0;
+    for (; column + PANEL <= keys; column += PANEL)
+        panel_logits<P, true>(units, k + column * depth, depth, biases, masks, column, keys, scale, rows);
+    if (column < keys) panel_logits<P, false>(units, k + column * depth, depth, biases, masks, column, keys, scale, rows);
+}
+
+// The largest of a row's logits.
+inline float peak_of(const float *row, int64_t keys) {
+    Floats most[2] = {read<Floats>(row), read<Floats>(row + LANES)};
+    for (int64_t j = PANEL; j < keys; j += PANEL)
+        for (int side = 0; side < 2; ++side) most[side] = larger(read<Floats>(row + j + side * LANES), most[side]);
+    return largest(larger(most[0], most[1]));
 }
 
 // Logits to weights as units of P, in place, not yet divided by their sum, which is returned.
-template <class P> float exponentials(float *row, int64_t keys, float peak) {
+template <class P> float exponentials(float *row, int64_t keys) {
     constexpr float LOG2_E = 1.44269504088896340736f;
-    const float top = peak * LOG2_E;  // rounded, but the same for a whole row, which is divided by its sum
+    const float top = peak_of(row, keys) * LOG2_E;  // rounded, but the same for a whole row, which is divided by its sum
     Floats sum[2] = {};
     for (int64_t j = 0; j < keys; j += PANEL) {
         const Floats first = power_of_two(read<Floats>(row + j) * LOG2_E - top);

@@ -197,6 +197,7 @@ inline int run_convolution(const Product &a) {
     int failed = 0;
 #pragma omp parallel num_threads(static_cast<int>(a.threads)) reduction(| : failed)
     {
+        const NoDenormals none;
         const TileRoom room(a);
         failed = !room.ready;
 #pragma omp for schedule(dynamic, 1)

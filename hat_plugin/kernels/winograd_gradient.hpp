@@ -187,6 +187,7 @@ inline int run_convolution_gradient(const ConvolutionGradient &g) {
     int failed = 0;
 #pragma omp parallel num_threads(static_cast<int>(g.threads)) reduction(| : failed)
     {
+        const NoDenormals none;
         const GradientRoom room(g, parts);
         failed = !room.ready;
 #pragma omp for schedule(dynamic, 1)
