@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hat_plugin.engine.files import atomic_file
 from hat_plugin.errors import HatPluginError
-from hat_plugin.kernels.library import FLAGS, HEADERS, SOURCES, library_path, load, private
+from hat_plugin.kernels.library import FLAGS, HEADERS, SOURCES, WITHOUT_TILES, has_amx, library_path, load, private
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,15 @@ def build(*, force: bool = False) -> Path:
         if force or not path.is_file():
             compiler = _compiler()
             with atomic_file(path) as aside:
-                _compile(compiler, aside)
-                _run([sys.executable, '-m', 'hat_plugin.kernels.check', str(aside)], 'the check of the compiled kernel')
+                try:
+                    _compile(compiler, aside)
+                    _check(aside)
+                except BuildError as error:
+                    if not has_amx():
+                        raise
+                    logger.warning('once more, without AMX: %s', error)
+                    _compile(compiler, aside, WITHOUT_TILES)
+                    _check(aside)
     load.cache_clear()
     return path
 
@@ -84,12 +91,16 @@ def _compiler() -> list[str]:
     raise BuildError(f'{wanted}: install g++, or go without; attention then runs through torch')
 
 
-def _compile(compiler: list[str], target: Path) -> None:
-    """Compile, then link without OpenMP, as `library.open_library` explains."""
+def _check(library: Path) -> None:
+    _run([sys.executable, '-m', 'hat_plugin.kernels.check', str(library)], 'the check of the compiled kernel')
+
+
+def _compile(compiler: list[str], target: Path, *more: str) -> None:
+    """Compile with `FLAGS` and more, then link without OpenMP, as `library.open_library` explains."""
     compiled = {source: target.with_suffix(f'.{number}.o') for number, source in enumerate(SOURCES)}
     try:
         for source, made in compiled.items():
-            _run([*compiler, *FLAGS, '-c', str(source), '-o', str(made)], 'the compiler')
+            _run([*compiler, *FLAGS, *more, '-c', str(source), '-o', str(made)], 'the compiler')
         _run([*compiler, '-shared', *map(str, compiled.values()), '-o', str(target)], 'the linker')
         target.chmod(0o700)
     finally:

@@ -22,12 +22,15 @@ logger = logging.getLogger(__name__)
 SOURCES = tuple(Path(__file__).with_name(name) for name in ('window_attention.cpp', 'products.cpp'))
 HEADERS = tuple(
     Path(__file__).with_name(f'{name}.hpp')
-    for name in ('memory', 'vectors', 'windows', 'window_gradient', 'product', 'winograd', 'winograd_gradient')
+    for name in ('memory', 'vectors', 'windows', 'tiles', 'window_gradient', 'product', 'winograd', 'winograd_gradient')
 )
 FLAGS = (
     *('-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno'),
     *('-fopenmp', '-fPIC', '-Wno-psabi'),
 )
+# Compiles without AMX, for which kernels have only been emulated: should they fail where it is, the others are left.
+WITHOUT_TILES = '-DHAT_WITHOUT_TILES'
+BF16_WAYS = {0: 'widened to fp32', 1: 'AVX512_BF16', 2: 'AMX'}  # `Way` of window_attention.cpp
 
 _THREE = ctypes.c_int64 * 3
 _FOUR = ctypes.c_int64 * 4
@@ -115,6 +118,11 @@ def library_path() -> Path:
     return cache_folder() / f'kernels-{hashlib.sha256(content).hexdigest()[:20]}.so'
 
 
+def has_amx() -> bool:
+    """Whether the processor multiplies bf16 by matrix units, which these kernels were never run on."""
+    return 'amx_bf16' in _processor().split()
+
+
 def _processor() -> str:
     """What instructions compiled for this machine may use."""
     try:
@@ -160,10 +168,10 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.hat_window_attention_gradient.argtypes = [ctypes.POINTER(WindowGradientArguments)]
     library.hat_product.argtypes = [ctypes.POINTER(ProductArguments)] * 2
     library.hat_convolution_gradient.argtypes = [ctypes.POINTER(ConvolutionGradientArguments)]
-    for name in ('hat_window_attention_features', 'hat_vector_bits'):
-        getattr(library, name).argtypes = []
+    library.hat_bf16_way.argtypes = [ctypes.c_int]
+    library.hat_vector_bits.argtypes = []
     for name in (
-        *('hat_window_attention', 'hat_window_attention_gradient', 'hat_window_attention_features'),
+        *('hat_window_attention', 'hat_window_attention_gradient', 'hat_bf16_way'),
         *('hat_product', 'hat_convolution_gradient', 'hat_vector_bits'),
     ):
         getattr(library, name).restype = ctypes.c_int

@@ -1,7 +1,7 @@
-// Vectors of fp32 and bf16, and the two ways of multiplying them that window_attention.cpp is built from.
+// Vectors of fp32 and bf16, and ways of multiplying them that window_attention.cpp is built from.
 //
-// Vectors are GCC's and clang's own (any processor). bf16 products go through AVX512_BF16 where the compiler may use
-// it; elsewhere bf16 is widened to fp32 while it is packed.
+// Vectors are GCC's and clang's own (any processor). bf16 is multiplied as such by AVX512_BF16 (here) or AMX (tiles.hpp),
+// or is widened to fp32 while it is packed.
 
 #pragma once
 
@@ -169,11 +169,23 @@ inline Floats power_of_two(Floats x) {
     return (Floats)((Ints)y + ((Ints)shifted << 23));
 }
 
-// ---- two ways of multiplying ---------------------------------------------------------------------------------------
+// ---- ways of multiplying --------------------------------------------------------------------------------------------
 // A unit is what one 32-bit lane holds along the dimension that is summed over: one fp32 number, or two bf16 numbers.
 
+// Of what numbers of elements are multiples once packed.
+struct Packing {
+    int64_t queries, keys, depth, channels;  // depth: units of a token where tokens are multiplied with each other
+};
+
+// What a thread needs while it multiplies, by most ways nothing.
+struct NoSetting {
+    NoSetting() {}
+};
+
 struct Single {
+    typedef NoSetting Setting;
     static constexpr int UNIT = 1;
+    static constexpr Packing PACKING{ROWS, PANEL, 1, LANES};
     static constexpr bool SCALES = true;  // `scale` is no rounding of what is multiplied
     static inline void scale(uint32_t *units, int64_t count, float factor) {
         for (int64_t i = 0; i < count; i += LANES) write(units + i, read<Floats>(units + i) * factor);
@@ -195,19 +207,31 @@ struct Single {
     }
 };
 
-#if defined(__AVX512BF16__)
-struct Pair {
+// How bf16 is packed by all who multiply it as bf16.
+struct Pairs {
     static constexpr int UNIT = 2;
     static constexpr bool SCALES = false;
     static inline void scale(uint32_t *, int64_t, float) {}
-    static inline Floats fma(Floats sum, uint32_t unit, Bits units) {
-        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)unit), (__m512bh)units);
-    }
     static inline void put_weights(uint32_t *to, Floats first, Floats second) {
+#if defined(__AVX512BF16__)
         write(to, (Bits)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+#else
+        bf16 *halves = reinterpret_cast<bf16 *>(to);
+        store(halves, first, LANES);
+        store(halves + LANES, second, LANES);
+#endif
     }
     static inline void put_rows(uint32_t *to, int64_t, Floats first, Floats second) {
         write(to, rounded(first) | (rounded(second) << 16));
+    }
+};
+
+#if defined(__AVX512BF16__)
+struct Pair : Pairs {
+    typedef NoSetting Setting;
+    static constexpr Packing PACKING{ROWS, PANEL, 1, LANES};
+    static inline Floats fma(Floats sum, uint32_t unit, Bits units) {
+        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)unit), (__m512bh)units);
     }
 };
 #endif
@@ -219,19 +243,24 @@ inline void row_units(Single *, const float *from, int64_t width, uint32_t *to) 
 inline void row_units(Single *, const bf16 *from, int64_t width, uint32_t *to) {
     for (int64_t c = 0; c < width; c += LANES) write(to + c, raw(from + c, width - c) << 16);
 }
+// Sixteen units at a time, zeros behind the last channel.
+inline void row_units(Pairs *, const bf16 *from, int64_t width, uint32_t *to) {
+    for (int64_t c = 0; c < width; c += 32) {
+#if defined(__AVX512BW__)
+        const __mmask32 here = width - c >= 32 ? 0xffffffffu : (1u << (width - c)) - 1;
+        write(to + c / 2, (Bits)_mm512_maskz_loadu_epi16(here, from + c));
+#else
+        bf16 part[32] = {};
+        std::memcpy(part, from + c, std::min<int64_t>(width - c, 32) * sizeof(bf16));
+        std::memcpy(to + c / 2, part, sizeof(part));
+#endif
+    }
+}
 // Two rows of `width` channels as units: the same channel of both for bf16.
 inline Bits paired(Single *, const float *first, const float *, int64_t count) { return raw(first, count); }
 inline Bits paired(Single *, const bf16 *first, const bf16 *, int64_t count) { return raw(first, count) << 16; }
-#if defined(__AVX512BF16__)
-inline void row_units(Pair *, const bf16 *from, int64_t width, uint32_t *to) {
-    for (int64_t c = 0; c < width; c += PANEL) {
-        const __mmask32 here = width - c >= PANEL ? 0xffffffffu : (1u << (width - c)) - 1;
-        write(to + c / 2, (Bits)_mm512_maskz_loadu_epi16(here, from + c));
-    }
-}
-inline Bits paired(Pair *, const bf16 *first, const bf16 *second, int64_t count) {
+inline Bits paired(Pairs *, const bf16 *first, const bf16 *second, int64_t count) {
     return raw(first, count) | (second ? raw(second, count) << 16 : Bits{});
 }
-#endif
 
 }  // namespace

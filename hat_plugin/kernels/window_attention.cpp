@@ -3,6 +3,7 @@
 //
 // A plain C interface without torch's headers, so that one build serves every version of torch and takes seconds.
 
+#include "tiles.hpp"
 #include "window_gradient.hpp"
 
 namespace {
@@ -12,24 +13,27 @@ constexpr int64_t GROUP = 16;  // windows that go through all heads before the n
 // What one thread needs; filled anew for each window and head.
 template <class T> struct Workspace : Sizes {
     uint32_t *q, *k, *v, *row;  // packed as units, panels and values; one token
-    float *weights;             // (ROWS, keys); logits first
+    float *weights;             // of a few queries, (packing.queries, keys); logits first
+    float *sums;                // for tiles
     T **q_row, **k_row, **v_row, **out_row;
     bool ready;
 
-    Workspace(const WindowAttention &a, int unit) : Sizes(a, unit) {
+    Workspace(const WindowAttention &a, int unit, const Packing &how) : Sizes(a, unit, how), packing(how) {
         lay_out();
         ready = arena.allocate();
         if (ready) lay_out();
     }
 
   private:
+    const Packing packing;
     Arena arena;
     void lay_out() {
         arena.take(q, broadcast());
         arena.take(k, panels());
         arena.take(v, keys * values);
         arena.take(row, up(width, PANEL) + PANEL);
-        arena.take(weights, ROWS * keys);
+        arena.take(weights, packing.queries * keys);
+        arena.take(sums, 16 * 32);
         for (T ***rows : {&q_row, &out_row}) arena.take(*rows, n);
         for (T ***rows : {&k_row, &v_row}) arena.take(*rows, m);
     }
@@ -43,23 +47,36 @@ Place task(const WindowAttention &a, int64_t number) {
     return {window / (a.rows * a.columns), place / a.columns, place % a.columns, within / members};
 }
 
+// Queries from `first` on, as many as P packs together.
+template <class P, class T, class B>
+void attend_queries(P *, const Workspace<T> &w, int64_t first, const B *bias, const B *mask, float scale) {
+    float inverse[ROWS];
+    logits<P>(w, w.q, w.k, first, bias, mask, scale, w.weights);
+    for (int r = 0; r < ROWS; ++r) inverse[r] = 1.0f / exponentials<P>(w.weights + r * w.keys, w.keys);
+    all_sums<P>(w, first, reinterpret_cast<const uint32_t *>(w.weights), w.v, inverse, w.out_row);
+}
+
+#if defined(HAT_TILES)
+template <class T, class B>
+void attend_queries(Tiles *, const Workspace<T> &w, int64_t first, const B *bias, const B *mask, float scale) {
+    attend_tiles(w, w.q, w.k, w.v, first, bias, mask, scale, w.weights, w.sums, w.out_row);
+}
+#endif
+
 template <class P, class T, class B> void attend(const WindowAttention &a, const Place &at, const Workspace<T> &w) {
     locate(a, at, a.q, a.q_stride, false, w.q_row);
     locate(a, at, a.k, a.k_stride, true, w.k_row);
     locate(a, at, a.v, a.v_stride, true, w.v_row);
     locate(a, at, a.out, a.out_stride, false, w.out_row);
+    const float scale = static_cast<float>(a.scale);
     pack_units<P>(w, w.q_row, w.n, w.queries, w.q);
-    P::scale(w.q, w.n * w.depth, static_cast<float>(a.scale));
+    P::scale(w.q, w.n * w.depth, scale);
     pack_panels<P>(w, w.k_row, w.m, w.keys, w.k, w.row);
     pack_values<P>(w, w.v_row, w.m, w.keys, w.v);
     const B *bias = static_cast<const B *>(a.bias) + at.head * w.n * w.m;
     const B *mask = mask_of<B>(a, at, w);
-    for (int64_t first = 0; first < w.n; first += ROWS) {
-        float inverse[ROWS];
-        logits<P>(w, w.q, w.k, first, bias, mask, static_cast<float>(a.scale), w.weights);
-        for (int r = 0; r < ROWS; ++r) inverse[r] = 1.0f / exponentials<P>(w.weights + r * w.keys, w.keys);
-        all_sums<P>(w, first, reinterpret_cast<const uint32_t *>(w.weights), w.v, inverse, w.out_row);
-    }
+    P *how = nullptr;
+    for (int64_t first = 0; first < w.n; first += P::PACKING.queries) attend_queries(how, w, first, bias, mask, scale);
 }
 
 // All windows and heads, in an order that finds the bias of a head and the tokens of a group of windows in cache.
@@ -69,7 +86,8 @@ template <class P, class T, class B> int run(const WindowAttention &a) {
 #pragma omp parallel num_threads(static_cast<int>(a.threads)) reduction(| : failed)
     {
         const NoDenormals none;
-        const Workspace<T> w(a, P::UNIT);
+        const typename P::Setting setting;
+        const Workspace<T> w(a, P::UNIT, P::PACKING);
         failed = !w.ready;
 #pragma omp for schedule(dynamic, 2)
         for (int64_t number = 0; number < tasks; ++number)
@@ -86,31 +104,56 @@ template <class P, class T> int run_gradient(const WindowGradient &g) {
     return g.forward.half_bias ? differentiate<P, T, bf16>(g) : differentiate<P, T, float>(g);
 }
 
-#if defined(__AVX512BF16__)
-typedef Pair Half;  // how bf16 is multiplied
-#else
-typedef Single Half;
+// How bf16 is multiplied: widened to fp32, by AVX512_BF16, or by AMX (gradients then widened).
+enum Way { WIDENED, PAIRS, TILES };
+
+bool is_there(int way) {
+#if defined(HAT_TILES)
+    if (way == TILES) return tiles_are_there();
 #endif
+#if defined(__AVX512BF16__)
+    if (way == PAIRS) return true;
+#endif
+    return way == WIDENED;
+}
+
+// AVX512_BF16 is twice as fast as fp32 on AMD's processors; on Intel's it takes twice as long.
+int best_way() {
+#if defined(__x86_64__)
+    if (is_there(PAIRS) && __builtin_cpu_is("amd")) return PAIRS;
+#endif
+    return is_there(TILES) ? TILES : WIDENED;
+}
+
+int &way() {
+    static int chosen = best_way();
+    return chosen;
+}
 
 }  // namespace
 
 // Each gives 0 if all went well, 1 if memory ran out. The sizes are the caller's to check.
 extern "C" int hat_window_attention(const WindowAttention *a) {
-    return a->half ? run_bias<Half, bf16>(*a) : run_bias<Single, float>(*a);
+    if (!a->half) return run_bias<Single, float>(*a);
+#if defined(HAT_TILES)
+    if (way() == TILES) return run_bias<Tiles, bf16>(*a);
+#endif
+#if defined(__AVX512BF16__)
+    if (way() == PAIRS) return run_bias<Pair, bf16>(*a);
+#endif
+    return run_bias<Single, bf16>(*a);
 }
 
 extern "C" int hat_window_attention_gradient(const WindowGradient *g) {
-    return g->forward.half ? run_gradient<Half, bf16>(*g) : run_gradient<Single, float>(*g);
+    if (!g->forward.half) return run_gradient<Single, float>(*g);
+#if defined(__AVX512BF16__)
+    if (way() == PAIRS) return run_gradient<Pair, bf16>(*g);
+#endif
+    return run_gradient<Single, bf16>(*g);
 }
 
-// Whether OpenMP is in, and bf16 products of the processor: bits 0 and 1.
-extern "C" int hat_window_attention_features() {
-    int features = 0;
-#if defined(_OPENMP)
-    features |= 1;
-#endif
-#if defined(__AVX512BF16__)
-    features |= 2;
-#endif
-    return features;
+// The way in which bf16 is multiplied, a `Way`; from now on `wanted`, if this processor has it.
+extern "C" int hat_bf16_way(int wanted) {
+    if (is_there(wanted)) way() = wanted;
+    return way();
 }

@@ -41,7 +41,7 @@ template <class T> struct GradientSpace : Sizes {
     void **dk_row, **dv_row;
     bool ready;
 
-    GradientSpace(const WindowAttention &a, int unit) : Sizes(a, unit) {
+    GradientSpace(const WindowAttention &a, int unit, const Packing &packing) : Sizes(a, unit, packing) {
         lay_out();
         ready = arena.allocate();
         if (ready) lay_out();
@@ -208,7 +208,7 @@ template <class P, class T, class B> int differentiate(const WindowGradient &g) 
 #pragma omp parallel num_threads(static_cast<int>(a.threads)) reduction(| : failed)
     {
         const NoDenormals none;
-        const GradientSpace<T> w(a, P::UNIT);
+        const GradientSpace<T> w(a, P::UNIT, P::PACKING);
         failed = !w.ready;
         for (int64_t colour = 0; colour < colours * colours; ++colour) {
             const int64_t top = colour / colours, left = colour % colours;

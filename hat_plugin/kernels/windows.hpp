@@ -40,15 +40,15 @@ constexpr int64_t AHEAD = 16;  // tokens that are fetched in advance
 struct Sizes {
     int64_t n, m, queries, keys, width, depth, values;
 
-    Sizes(const WindowAttention &a, int unit)
+    Sizes(const WindowAttention &a, int unit, const Packing &packing)
         : n(a.window_height * a.window_width),  // queries
           m(a.key_height * a.key_width),        // keys
-          queries(up(n, ROWS)),
-          keys(up(m, PANEL)),
+          queries(up(n, packing.queries)),
+          keys(up(m, packing.keys)),
           width(a.width),
-          depth((a.width + unit - 1) / unit),  // units of a token
-          values(up(a.width, LANES)) {}        // lanes of a token
-    int64_t broadcast() const { return queries * depth + PANEL; }  // pack_units() writes whole vectors
+          depth(up((a.width + unit - 1) / unit, packing.depth)),  // units of a token
+          values(up(a.width, packing.channels)) {}                // lanes of a token
+    int64_t broadcast() const { return queries * depth + 2 * PANEL; }  // pack_units() writes whole vectors
     int64_t panels() const { return keys * depth; }
 };
 
@@ -128,7 +128,7 @@ void pack_values(const Sizes &s, T *const *rows, int64_t count, int64_t total, u
         }
         for (int64_t c = 0; c < s.values; c += LANES) {
             const T *first = token[0] ? token[0] + c : nothing, *last = token[P::UNIT - 1] ? token[P::UNIT - 1] + c : nothing;
-            write(to + c, paired(how, first, last, s.width - c));
+            write(to + c, paired(how, first, last, std::max<int64_t>(s.width - c, 0)));
         }
     }
 }
