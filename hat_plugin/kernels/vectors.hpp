@@ -140,19 +140,21 @@ inline Floats larger(Floats a, Floats b) {
 inline float largest(Floats value) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps((__m512)value);
-#endif
+#else
     float found = value[0];
     for (int lane = 1; lane < LANES; ++lane) found = value[lane] > found ? value[lane] : found;
     return found;
+#endif
 }
 
 inline float total(Floats value) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)value);
-#endif
+#else
     float sum = 0;
     for (int lane = 0; lane < LANES; ++lane) sum += value[lane];
     return sum;
+#endif
 }
 
 // 2 ** x for x <= 0, to 1e-7 of its value; what is below 2 ** -126 becomes 2 ** -126. A NaN stays one.

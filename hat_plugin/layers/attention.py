@@ -216,8 +216,8 @@ def attention(
 def gather_bias(table: Tensor, index: Tensor) -> Tensor:
     """The bias of each pair of tokens.
 
-    It is gathered anew in every pass: that takes under a hundredth of the pass, while keeping it would take 80 MB
-    for HAT and would go stale when weights change behind autograd's back, as BasicSR's EMA changes them.
+    It is gathered anew in every pass: that takes one to three hundredths of the pass, while keeping it would take
+    80 MB for HAT and would go stale when weights change behind autograd's back, as BasicSR's EMA changes them.
 
     Args:
         table: (rows, heads), learnable.
