@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hat_plugin.kernels.library import ConvolutionGradientArguments, ProductArguments, load, three
 
-CHOICES = ('auto', 'cpp', 'torch')
+CHOICES = ('auto', 'cpp', 'triton', 'torch')
 
 
 def _named(name: str) -> str:
@@ -36,7 +36,7 @@ def products_by(name: str) -> Iterator[None]:
     """Let `takes` choose as if HAT_PRODUCTS, which is read at import, were this: ``with products_by('torch'): net(x)``.
 
     Args:
-        name: 'auto', 'cpp' or 'torch'.
+        name: 'auto', 'cpp', 'triton' or 'torch'.
 
     Raises:
         ValueError: it is none of them; the choice stays.
@@ -49,6 +49,11 @@ def products_by(name: str) -> Iterator[None]:
         _choice = before
 
 
+def choice() -> str:
+    """What HAT_PRODUCTS or `products_by` say."""
+    return _choice
+
+
 def takes(*tensors: Tensor | None) -> bool:
     """Whether the kernel is the one to take for such operands: plain fp32 tensors on the CPU, and the library there.
 
@@ -57,7 +62,7 @@ def takes(*tensors: Tensor | None) -> bool:
     residual, and 0.5 to 0.6 for a convolution, forward as backward.
     """
     if (
-        _choice == 'torch'
+        _choice in ('torch', 'triton')
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled('cpu')
         or torch._C._are_functorch_transforms_active()  # its tensors have no memory of their own

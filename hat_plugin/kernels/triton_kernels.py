@@ -129,8 +129,9 @@ def forward_kernel(
         v_block = _load(v, key_place, here, head, ALIGNMENT, WIDTH, PADDED)
         logits = _product(q_block, tl.trans(k_block), PRECISION, UPCAST) * scale
         logits += _bias(table, head, i, j, WINDOW, SIDE, CROSS)
-        if SHIFT > 0:
-            logits += _mask(i, j, top, left, height, width, MASKED, WINDOW, SHIFT)
+        if SHIFT > 0:  # noqa: SIM102 - known when compiled, the next is not
+            if (top + WINDOW > height) | (left + WINDOW > width):
+                logits += _mask(i, j, top, left, height, width, MASKED, WINDOW, SHIFT)
         larger = tl.maximum(largest, tl.max(logits, 1))
         weights = tl.exp(logits - larger[:, None])
         decay = tl.exp(largest - larger)
@@ -140,6 +141,51 @@ def forward_kernel(
     tl.store(out_place, (result / total[:, None]).to(out.dtype.element_ty), mask=present)
     of_query = (window.to(tl.int64) * HEADS + head) * (WINDOW * WINDOW) + i
     tl.store(lse + of_query, largest + tl.log(total), mask=inside)
+
+
+@triton.jit
+def resident_kernel(
+    q, k, v, table, out, lse, scale, height, width, windows, share,
+    stride_batch, stride_row, stride_column, out_batch, out_row, ALIGNMENT: tl.constexpr, HEADS: tl.constexpr,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, WINDOW: tl.constexpr, SIDE: tl.constexpr, SHIFT: tl.constexpr,
+    CROSS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_Q: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """`forward_kernel` for one block of queries of each of a share of the windows, all keys at a time.
+
+    The bias of the pairs stays in registers from one window to the next, and no sum is ever rescaled.
+    """
+    LOG2E: tl.constexpr = 1.4426950408889634
+    BLOCKS: tl.constexpr = (WINDOW * WINDOW + BLOCK_Q - 1) // BLOCK_Q
+    head = tl.program_id(0) // BLOCKS
+    i = tl.program_id(0) % BLOCKS * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    j = tl.arange(0, TOKENS)
+    bias = _bias(table, head, i, j, WINDOW, SIDE, CROSS) * LOG2E
+    first = tl.program_id(1) * share
+    for step in range(tl.minimum(share, windows - first)):
+        window = first + step
+        batch, top, left = _corner(window, height, width, WINDOW, SHIFT)
+        y, x, inside = _pixels(top, left, i, height, width, WINDOW, WINDOW, SHIFT)
+        present = _present(inside, WIDTH, PADDED)
+        place = batch * stride_batch + y * stride_row + x * stride_column
+        q_block = _load(q, place, present, head, ALIGNMENT, WIDTH, PADDED)
+        out_place = _where(out, batch * out_batch + y * out_row + x * (HEADS * WIDTH), head, WIDTH, PADDED)
+        y, x, there = _pixels(top, left, j, height, width, WINDOW, SIDE, SHIFT)
+        here = _present(there, WIDTH, PADDED)
+        place = batch * stride_batch + y * stride_row + x * stride_column
+        k_block = _load(k, place, here, head, ALIGNMENT, WIDTH, PADDED)
+        v_block = _load(v, place, here, head, ALIGNMENT, WIDTH, PADDED)
+        logits = _product(q_block, tl.trans(k_block), PRECISION, UPCAST) * (scale * LOG2E) + bias
+        if SHIFT > 0:  # noqa: SIM102 - known when compiled, the next is not
+            if (top + WINDOW > height) | (left + WINDOW > width):
+                logits += _mask(i, j, top, left, height, width, MASKED * LOG2E, WINDOW, SHIFT)
+        largest = tl.max(logits, 1)
+        weights = tl.exp2(logits - largest[:, None])
+        total = tl.sum(weights, 1)
+        result = _product(weights.to(v_block.dtype), v_block, PRECISION, UPCAST) / total[:, None]
+        tl.store(out_place, result.to(out.dtype.element_ty), mask=present)
+        of_query = (window.to(tl.int64) * HEADS + head) * (WINDOW * WINDOW) + i
+        tl.store(lse + of_query, (largest + tl.log2(total)) / LOG2E, mask=inside)
 
 
 @triton.jit
@@ -177,8 +223,9 @@ def query_kernel(
         v_block = _load(v, key_place, here, head, ALIGNMENT, WIDTH, PADDED)
         logits = _product(q_block, tl.trans(k_block), PRECISION, UPCAST) * scale
         logits += _bias(table, head, i, j, WINDOW, SIDE, CROSS)
-        if SHIFT > 0:
-            logits += _mask(i, j, top, left, height, width, MASKED, WINDOW, SHIFT)
+        if SHIFT > 0:  # noqa: SIM102 - known when compiled, the next is not
+            if (top + WINDOW > height) | (left + WINDOW > width):
+                logits += _mask(i, j, top, left, height, width, MASKED, WINDOW, SHIFT)
         weights = tl.exp(logits - row_lse[:, None])
         of_logits = weights * (_product(grad_block, tl.trans(v_block), PRECISION, UPCAST) - row_delta[:, None])
         result += _product(of_logits.to(k_block.dtype), k_block, PRECISION, UPCAST)
@@ -222,8 +269,9 @@ def key_kernel(
         row_lse = tl.load(lse + of_query, mask=inside, other=float('inf'))  # no weight for what pads the block
         row_delta = tl.load(delta + of_query, mask=inside, other=0.0)
         logits = _product(q_block, tl.trans(k_block), PRECISION, UPCAST) * scale + bias
-        if SHIFT > 0:
-            logits += _mask(i, j, top, left, height, width, MASKED, WINDOW, SHIFT)
+        if SHIFT > 0:  # noqa: SIM102 - known when compiled, the next is not
+            if (top + WINDOW > height) | (left + WINDOW > width):
+                logits += _mask(i, j, top, left, height, width, MASKED, WINDOW, SHIFT)
         weights = tl.exp(logits - row_lse[:, None])
         of_v = _product(tl.trans(weights.to(grad_block.dtype)), grad_block, PRECISION, UPCAST)
         of_logits = weights * (_product(grad_block, tl.trans(v_block), PRECISION, UPCAST) - row_delta[:, None])

@@ -1,7 +1,8 @@
 """From tensors to the grids, strides and sizes of the Triton kernels. All sizes are checked here: beyond is no net.
 
-Block sizes are such that, compiled for compute capability 8.0 and 9.0, window 16 and heads of 30 spill 200 bytes of
-registers at most and no kernel takes more shared memory than 8.6 has, 99 KB. None was measured: no GPU ran this yet.
+Block sizes are the fastest of some twenty on an H100 (window 16, heads of 30). One stage: where the compiler was asked
+to load ahead, it fetched the bias entry by entry into shared memory, and kernels took two to three times as long. No
+kernel takes more shared memory than compute capability 8.6 has, 99 KB.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from hat_plugin.layers.windows import MASKED
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+_LARGEST_TABLE = 39 * 39  # rows: windows of 16 pixels that see 24, of 20 that see themselves
 _TOKENS = 64  # of a block of queries or keys
-_PAIR_BYTES = 1 << 14  # of a tile of all queries of a window and a block of keys, in the operands' type
+_PAIRS = {2: 1 << 14, 4: 1 << 12}  # of a tile of all queries of a window and a block of keys, by bytes of a number
 _PROGRAMS = 512  # that share a sum over windows: about four for each multiprocessor of a large GPU
+_RESIDENT_QUERIES, _RESIDENT_TOKENS, _RESIDENT_PROGRAMS = 128, 256, 264  # of `resident_kernel`; tokens: at most
 
 
 class TritonError(HatPluginError):
@@ -38,6 +41,22 @@ def require_triton() -> None:
             'attention by triton was asked for, and the package triton is not installed: `pip install triton` '
             '(Linux), or choose another HAT_ATTENTION'
         )
+
+
+def takes(x: Tensor, table: Tensor) -> bool:
+    """Whether the kernels were measured ahead for such operands on a GPU, and are there.
+
+    Args:
+        x: queries, or what has their device and type.
+        table: the bias, (rows, heads); a bias by window is not for them.
+    """
+    small = table.ndim == 2 and table.shape[0] <= _LARGEST_TABLE
+    return x.is_cuda and small and x.dtype in DTYPES and table.dtype in DTYPES and _installed()
+
+
+@functools.lru_cache(maxsize=1)
+def _installed() -> bool:
+    return importlib.util.find_spec('triton') is not None
 
 
 @functools.lru_cache(maxsize=1)
@@ -125,10 +144,16 @@ def run_forward(q: Tensor, k: Tensor, v: Tensor, table: Tensor, sizes: Sizes) ->
     out, lse = empty_outputs(q, sizes)
     if q.numel():
         views, places = _placed(q, k, v, out)
-        grid, blocks = _blocks(lse, sizes)
-        operands = (*views, _by_head(table), out, lse, sizes.scale, *q.shape[1:3], *places)
+        operands = (*views, _by_head(table), out, lse, sizes.scale, *q.shape[1:3])
+        constants = _constants(views, sizes)
         with torch.cuda.device_of(q):
-            _kernels().forward_kernel[grid](*operands, **_constants(views, sizes), **blocks)
+            if q.element_size() == 2 and sizes.side == sizes.window_size and lse.shape[2] <= _RESIDENT_TOKENS:
+                grid, shares, blocks = _resident_blocks(lse)
+                _kernels().resident_kernel[grid](*operands, *shares, *places, **constants, **blocks)
+            else:
+                few = q.element_size() == 4  # keys at a time: fp32 products hold each operand twice
+                grid, blocks = _blocks(lse, sizes, *((128, 32, 8) if few else (_TOKENS, _TOKENS, 4)))
+                _kernels().forward_kernel[grid](*operands, *places, **constants, **blocks)
     return out, lse
 
 
@@ -145,7 +170,7 @@ def run_backward(
     views, places = _placed(q, k, v, out)
     numbers, constants = (sizes.scale, *q.shape[1:3]), _constants(views, sizes)
     padded, keys = _power(tokens), sizes.side**2
-    block = max(16, min(_TOKENS, _power(keys), _PAIR_BYTES // q.element_size() // padded))
+    block = max(16, min(_TOKENS, _power(keys), _PAIRS[q.element_size()] // padded))
     blocks = -(-keys // block)
     share = -(-windows // max(1, _PROGRAMS // (heads * blocks)))  # windows of a program
     shares = -(-windows // share)
@@ -154,7 +179,7 @@ def run_backward(
     of_k, of_v = (x.new_empty(windows, keys, q.shape[3]) if overlapping else x for x in (grad_k, grad_v))
     kernels = _kernels()
     with torch.cuda.device_of(q):
-        grid, meta = _blocks(lse, sizes)
+        grid, meta = _blocks(lse, sizes, _TOKENS, _TOKENS, 4)
         kernels.query_kernel[grid](
             *views, by_head, out, grad, lse, delta, grad_q, *numbers, *places, **constants, **meta
         )  # fmt: skip
@@ -164,7 +189,7 @@ def run_backward(
             TOKENS=padded,
             BLOCK_K=block,
             num_warps=8 if padded > _TOKENS else 4,
-            num_stages=2,
+            num_stages=1,
         )
         if overlapping:
             pixels = lse.shape[0] * tokens
@@ -187,11 +212,27 @@ def _power(number: int) -> int:
     return max(16, 1 << (number - 1).bit_length())
 
 
-def _blocks(lse: Tensor, sizes: Sizes) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid of the kernels that go by blocks of queries, and the sizes of their blocks."""
+def _resident_blocks(lse: Tensor) -> tuple[tuple[int, int], tuple[int, int], dict[str, int]]:
+    """The grid of `resident_kernel`, the number of windows and those of a program, and the sizes of blocks."""
     windows, heads, tokens = lse.shape
-    queries, keys = min(_TOKENS, _power(tokens)), min(_TOKENS, _power(sizes.side**2))
-    return (windows * -(-tokens // queries), heads), {'BLOCK_Q': queries, 'BLOCK_K': keys, 'num_warps': 4}
+    padded = _power(tokens)
+    queries = min(_RESIDENT_QUERIES, padded)
+    blocks = heads * -(-tokens // queries)
+    share = -(-windows // max(1, _RESIDENT_PROGRAMS // blocks))
+    sizes = {'BLOCK_Q': queries, 'TOKENS': padded, 'num_warps': 8 if queries > _TOKENS else 4, 'num_stages': 1}
+    return (blocks, -(-windows // share)), (windows, share), sizes
+
+
+def _blocks(lse: Tensor, sizes: Sizes, queries: int, keys: int, warps: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """The grid of the kernels that go by blocks of queries, and the sizes of their blocks: so many at most."""
+    windows, heads, tokens = lse.shape
+    queries, keys = min(queries, _power(tokens)), min(keys, _power(sizes.side**2))
+    return (windows * -(-tokens // queries), heads), {
+        'BLOCK_Q': queries,
+        'BLOCK_K': keys,
+        'num_warps': warps,
+        'num_stages': 1,
+    }
 
 
 def _placed(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -203,13 +244,20 @@ def _placed(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> tuple[tuple[Tensor,
     return views, (*views[0].stride()[:3], *out.stride()[:2])
 
 
+def precision_of(x: Tensor) -> str:
+    """How products of fp32 are computed: by three of TF32, which is as exact as fp32; by one where torch may do so."""
+    if x.device.type == 'cpu':
+        return 'ieee'
+    return 'tf32' if torch.backends.cuda.matmul.allow_tf32 else 'tf32x3'
+
+
 def _by_head(table: Tensor) -> Tensor:
     """(heads, rows), fp32: neighbouring keys read neighbouring entries."""
     return table.detach().t().float().contiguous()
 
 
 def _constants(views: tuple[Tensor, ...], sizes: Sizes) -> dict[str, Any]:
-    """What is known when a kernel is compiled. fp32 is computed as such unless torch was allowed TF32."""
+    """What is known when a kernel is compiled."""
     q = views[0]
     width = q.shape[3] // sizes.num_heads
     steps = (width, *q.stride()[:3])
@@ -223,6 +271,6 @@ def _constants(views: tuple[Tensor, ...], sizes: Sizes) -> dict[str, Any]:
         'SHIFT': sizes.shift_size,
         'CROSS': sizes.overlap_size is not None,
         'MASKED': MASKED,
-        'PRECISION': 'tf32' if q.is_cuda and torch.backends.cuda.matmul.allow_tf32 else 'ieee',
+        'PRECISION': precision_of(q),
         'UPCAST': interpreted() and q.dtype == torch.bfloat16,
     }

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hat_plugin.kernels import products
+from hat_plugin.kernels import products, triton_products
 
 _FEWEST = 16  # channels; with fewer torch's was faster
 
@@ -49,6 +49,8 @@ class Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H', W')."""
         channels_last = input.ndim == 4 and input.stride(1) == 1
+        if channels_last and self._is_plain() and self._takes_triton(input):
+            return self.over_image(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if not (channels_last and self._is_plain() and products.takes(input, self.weight, self.bias)):
             return super().forward(input)
         image, layer = input.permute(0, 2, 3, 1), products.Layer(self.weight, self.bias)
@@ -56,6 +58,18 @@ class Conv2d(nn.Conv2d):
             return products.product(image, layer).permute(0, 3, 1, 2)
         result: Tensor = _Convolution.apply(image, self.weight, self.bias)
         return result.permute(0, 3, 1, 2)
+
+    def over_image(self, image: Tensor, *, gelu: bool = False, add: Tensor | None = None) -> Tensor:
+        """The convolution on a GPU without gradients, (B, H, W, C) to (B, H, W, C'); then a GELU, then + add."""
+        return triton_products.convolution(image, products.Layer(self.weight, self.bias, gelu), add=add)
+
+    def takes_image(self, image: Tensor) -> bool:
+        """Whether `over_image` is the one to take."""
+        return self._is_plain() and self._takes_triton(image)
+
+    def _takes_triton(self, x: Tensor) -> bool:
+        inference = not torch.is_grad_enabled() and x.dtype == self.weight.dtype != torch.float32  # cuDNN has TF32
+        return inference and triton_products.takes(x, self.weight, self.bias)
 
     def _is_plain(self) -> bool:
         """Whether it is a convolution that ours is for, and was measured ahead with."""

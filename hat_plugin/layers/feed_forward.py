@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hat_plugin.kernels import products
+from hat_plugin.kernels import products, triton_products
 from hat_plugin.layers.linear import Linear
 from hat_plugin.layers.strips import like_weights
 
@@ -72,10 +72,12 @@ def add_feed_forward(x: Tensor, norm: nn.Module, feed_forward: nn.Module, drop_p
     if isinstance(feed_forward, Mlp) and isinstance(norm, nn.LayerNorm) and norm.bias is not None:
         up, down = feed_forward.fc1, feed_forward.fc2
         inference = not (torch.is_grad_enabled() or feed_forward.training)
+        layers = products.Layer(up.weight, up.bias, gelu=True), products.Layer(down.weight, down.bias)
+        first = products.Norm(norm.weight, norm.bias, norm.eps)
         if inference and products.takes(x, norm.weight, norm.bias, up.weight, up.bias, down.weight, down.bias):
             image = x if x.ndim == 4 else x[None]
-            layers = products.Layer(up.weight, up.bias, gelu=True), products.Layer(down.weight, down.bias)
-            first = products.Norm(norm.weight, norm.bias, norm.eps)
             return products.product(image, *layers, norm=first, add=image).view(x.shape)
+        if inference and triton_products.takes(x, up.weight, up.bias, down.weight, down.bias):
+            return triton_products.feed_forward(x, first, *layers)
     y = feed_forward(norm(x))
     return x + (y if drop_path is None else drop_path(y))

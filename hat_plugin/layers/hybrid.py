@@ -23,7 +23,7 @@ from hat_plugin.layers.attention import (
 )
 from hat_plugin.layers.config import BlockConfig, WindowTables
 from hat_plugin.layers.feed_forward import Mlp, add_feed_forward
-from hat_plugin.layers.linear import Linear, add_linear, linear
+from hat_plugin.layers.linear import Linear, add_linear, linear, normed_linear
 from hat_plugin.layers.local import CAB
 from hat_plugin.layers.residual import DropPath, add_in_strips, like_convolution, residual_convolution
 from hat_plugin.layers.self_attention import WindowAttention
@@ -85,9 +85,9 @@ class HAB(nn.Module):
 
     def _whole(self, x: Tensor, tables: WindowTables) -> Tensor:
         """`forward` in inference, all windows at once."""
-        y = self.norm1(x)
+        qkv, y = normed_linear(x, self.norm1, self.attn.qkv)
         branch, weights = self.conv_block.in_strips(y)
-        attended = self.attn.attended(y, tables.self_index, tables.masks, self.shift_size)
+        attended = self.attn.attended_pixels(qkv, tables.self_index, tables.masks, self.shift_size)
         y = add_linear(x, attended, self.attn.proj, (branch, weights * self.conv_scale))
         return add_feed_forward(y, self.norm2, self.mlp)
 
@@ -137,7 +137,8 @@ class OCAB(nn.Module):
         """(B, H, W, C) to the same shape; H and W are multiples of the window."""
         if use_strips(x, self) and not prefers_whole(x, self.relative_position_bias_table):
             return self._in_strips(x, tables)
-        x = add_linear(x, self._attend(self.norm1(x), tables.overlap_index), self.proj)
+        qkv, _ = normed_linear(x, self.norm1, self.qkv)
+        x = add_linear(x, self._attended(qkv, tables.overlap_index), self.proj)
         return add_feed_forward(x, self.norm2, self.mlp)
 
     def _in_strips(self, x: Tensor, tables: WindowTables) -> Tensor:
@@ -187,17 +188,16 @@ class OCAB(nn.Module):
         assert kv is not None
         return kv
 
-    def _attend(self, x: Tensor, index: Tensor) -> Tensor:
-        """Attention before the projection: (B, H, W, C) to the same shape."""
-        _, height, width, channels = x.shape
+    def _attended(self, qkv: Tensor, index: Tensor) -> Tensor:
+        """Attention before the projection: (B, H, W, 3 * C) to (B, H, W, C)."""
+        _, height, width, channels = qkv.shape
+        channels //= 3
         table = self.relative_position_bias_table
-        attend = image_backend(x, table)
+        attend = image_backend(qkv, table)
         if attend is not None:
-            q, k, v = self.qkv(like_weights(x, self.qkv)).chunk(3, dim=-1)
             sizes = {'window_size': self.window_size, 'overlap_size': self.overlap_size}
-            return attend(q, k, v, table, scale=self.scale, num_heads=self.num_heads, **sizes)
+            return attend(*qkv.chunk(3, dim=-1), table, scale=self.scale, num_heads=self.num_heads, **sizes)
         bias = gather_bias(table, index)
-        qkv = self.qkv(like_weights(x, self.qkv))
         if takes_image(qkv, 0.0):
             return image_window_attention(
                 qkv,

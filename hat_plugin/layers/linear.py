@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hat_plugin.kernels import products
+from hat_plugin.kernels import products, triton_products
 from hat_plugin.layers.strips import like_weights
 
 # torch sends fp32 linear layers to MKL. oneDNN, which torch carries too, took 0.6 to 0.9 of MKL's time for HAT's layers
@@ -79,8 +79,29 @@ def add_linear(total: Tensor, x: Tensor, layer: nn.Linear, scaled: tuple[Tensor,
         branch = scaled and (scaled[0].view(before.shape), scaled[1].reshape(-1, channels))
         after = products.Layer(layer.weight, layer.bias)
         return products.product(image, after, add=before, scaled=branch).view(total.shape)
+    if not torch.is_grad_enabled() and x.ndim == 4 and triton_products.takes(total, x, layer.weight, layer.bias):
+        return triton_products.linear(x, products.Layer(layer.weight, layer.bias), add=total, scaled=scaled)[0]
     result = total + layer(like_weights(x, layer))
     if scaled is None:
         return result
     features, factor = (part.to(result.dtype) for part in scaled)
     return torch.addcmul(result, features, factor) if torch.is_grad_enabled() else result.addcmul_(features, factor)
+
+
+def normed_linear(x: Tensor, norm: nn.Module, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """layer(norm(x)) and norm(x), in inference by one kernel where there is one.
+
+    Args:
+        x: (B, H, W, C).
+        norm: over the channels.
+        layer: from x's channels to any number.
+
+    Returns:
+        (B, H, W, channels out), and a tensor like x, both in the type of the layer's weights.
+    """
+    plain = isinstance(norm, nn.LayerNorm) and norm.bias is not None
+    if plain and not torch.is_grad_enabled() and triton_products.takes(x, layer.weight, layer.bias):
+        first = products.Norm(norm.weight, norm.bias, norm.eps)
+        return triton_products.linear(x, products.Layer(layer.weight, layer.bias), norm=first)
+    y = like_weights(norm(x), layer)
+    return layer(y), y

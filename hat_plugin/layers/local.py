@@ -78,23 +78,26 @@ class CAB(nn.Module):
             Features (B, H, W, C), and the weights of their channels (B, 1, 1, C).
         """
         height = x.shape[1]
+        first, _, second, weigh = self.cab
+        assert isinstance(weigh, ChannelAttention)
+        if prepare is None and isinstance(first, Conv2d) and isinstance(second, Conv2d) and first.takes_image(x):
+            whole = second.over_image(first.over_image(x, gelu=True))
+            return whole, weigh.attention(whole.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
         def source(top: int, bottom: int) -> Tensor:
             strip = x[:, top:bottom]
             return (strip if prepare is None else prepare(strip)).permute(0, 3, 1, 2)
 
-        whole: Tensor | None = None
+        branch: Tensor | None = None
         for top, bottom, strip in strips_of_rows(list(self.cab.children())[:3], source, height, map_rows(x)):
             features = strip.permute(0, 2, 3, 1)
             if bottom - top == height:
-                whole = features
+                branch = features
             else:
-                whole = features.new_empty(x.shape) if whole is None else whole
-                whole[:, top:bottom] = features
-        assert whole is not None
-        weigh = self.cab[3]
-        assert isinstance(weigh, ChannelAttention)
-        return whole, weigh.attention(whole.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+                branch = features.new_empty(x.shape) if branch is None else branch
+                branch[:, top:bottom] = features
+        assert branch is not None
+        return branch, weigh.attention(branch.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 NORMS = ('none', 'instance', 'batch')

@@ -41,14 +41,19 @@ def add_in_strips(result: Tensor, x: Tensor, convolution: nn.Module, source: Cal
     """x + convolution(y) in inference, a strip of rows at a time.
 
     Args:
-        result: takes the sum, (B, H, W, C); may be x itself.
+        result: may take the sum, (B, H, W, C); may be x itself.
         x: (B, H, W, C).
         convolution: what `residual_convolution` made.
         source: makes the rows [top, bottom) of y, (B, bottom - top, W, C).
 
     Returns:
-        result.
+        The sum: result, or a tensor like it.
     """
+    height = x.shape[1]
+    if isinstance(convolution, Conv2d) and map_rows(x) >= height:
+        y = like_convolution(source(0, height), convolution)
+        if convolution.takes_image(y):
+            return convolution.over_image(y, add=x)
 
     def rows_of(top: int, bottom: int) -> Tensor:
         return source(top, bottom).permute(0, 3, 1, 2)

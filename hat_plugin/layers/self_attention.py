@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from hat_plugin.kernels.window_attention import image_window_attention
 from hat_plugin.layers.attention import (
-    ImageBackend,
     attention,
     gather_bias,
     image_backend,
@@ -70,13 +69,17 @@ class WindowAttention(nn.Module):
 
     def attended(self, x: Tensor, index: Tensor, masks: Tensor | None = None, shift_size: int = 0) -> Tensor:
         """`forward` before the projection; the same arguments."""
-        attend = self.image_backend(x)
+        return self.attended_pixels(self.qkv(like_weights(x, self.qkv)), index, masks, shift_size)
+
+    def attended_pixels(self, qkv: Tensor, index: Tensor, masks: Tensor | None = None, shift_size: int = 0) -> Tensor:
+        """`attended` from queries, keys and values, (B, H, W, 3 * C)."""
+        attend = image_backend(qkv, self.relative_position_bias_table, self._dropout)
         if attend is not None:
-            return self._attend_image(x, attend, shift_size)
+            sizes = {'num_heads': self.num_heads, 'window_size': self.window_size, 'shift_size': shift_size}
+            return attend(*qkv.chunk(3, dim=-1), self.relative_position_bias_table, scale=self.scale, **sizes)
         if shift_size and masks is None:
             raise ValueError(f'shift_size {shift_size} needs masks: give shift_masks({self.window_size}, {shift_size})')
         bias = gather_bias(self.relative_position_bias_table, index)
-        qkv = self.qkv(like_weights(x, self.qkv))
         if takes_image(qkv, self._dropout):
             return image_window_attention(
                 qkv,
@@ -89,10 +92,6 @@ class WindowAttention(nn.Module):
             )
         return self._attend_regions(qkv, bias, masks, shift_size)
 
-    def image_backend(self, x: Tensor) -> ImageBackend | None:
-        """What attends within the windows of a whole image, if the backend in use is one that does."""
-        return image_backend(x, self.relative_position_bias_table, self._dropout)
-
     def attended_windows(self, windows: Tensor, bias: Tensor) -> Tensor:
         """`attended` within windows cut out, (windows, N, C), a mask being part of the bias (heads, N, N)."""
         return self._attend(self.qkv(like_weights(windows, self.qkv)), bias, None)
@@ -100,12 +99,6 @@ class WindowAttention(nn.Module):
     @property
     def _dropout(self) -> float:
         return self.attn_drop if self.training else 0.0
-
-    def _attend_image(self, x: Tensor, attend: ImageBackend, shift_size: int) -> Tensor:
-        """Attention before the projection, all windows where they are: (B, H, W, C) to the same shape."""
-        q, k, v = self.qkv(like_weights(x, self.qkv)).chunk(3, dim=-1)
-        sizes = {'num_heads': self.num_heads, 'window_size': self.window_size, 'shift_size': shift_size}
-        return attend(q, k, v, self.relative_position_bias_table, scale=self.scale, **sizes)
 
     def _attend_regions(self, qkv: Tensor, bias: Tensor, masks: Tensor | None, shift_size: int) -> Tensor:
         """Attention before the projection, windows with one mask at a time: (B, H, W, 3 * C) to (B, H, W, C)."""

@@ -22,8 +22,10 @@ from hat_plugin.layers.windows import window_partition, window_reverse
 _CORE_TOKENS = 4096
 _CUDA_TOKENS = 1 << 17
 _MAP_TOKENS = 1 << 14  # pixels of a strip of rows of a feature map, at least
+_CUDA_MAP_TOKENS = 1 << 20
 _MAP_SHARE = 8  # and that part of a large one: little beside the whole, and few rows computed twice
 _HEAD_BYTES = 32 << 20  # of the largest feature map of a strip on the way up
+_CUDA_HEAD_BYTES = 512 << 20
 
 
 def use_strips(x: Tensor, module: nn.Module) -> bool:
@@ -54,7 +56,8 @@ def is_one_chunk(x: Tensor) -> bool:
 def map_rows(x: Tensor) -> int:
     """How many rows of a feature map (B, H, W, C) to work on at a time, 1 or more."""
     _, height, width, _ = x.shape
-    return max(1, max(_MAP_TOKENS, height * width // _MAP_SHARE) // width)
+    least = _CUDA_MAP_TOKENS if x.is_cuda else _MAP_TOKENS
+    return max(1, max(least, height * width // _MAP_SHARE) // width)
 
 
 class Block(NamedTuple):
@@ -137,14 +140,14 @@ def _factor(step: nn.Module) -> int:
     return int(getattr(step, 'upscale_factor', getattr(step, 'scale', 1)))
 
 
-def _rows_at_a_time(steps: list[nn.Module], width: int, itemsize: int) -> int:
+def _rows_at_a_time(steps: list[nn.Module], width: int, itemsize: int, most: int) -> int:
     """Rows of input for which the largest feature map on the way up stays within a fixed number of bytes."""
     factor, largest = 1, 1
     for step in steps:
         factor *= _factor(step)
         if isinstance(step, nn.Conv2d):
             largest = max(largest, step.out_channels * factor * factor)
-    return max(1, _HEAD_BYTES // (largest * width * itemsize))
+    return max(1, most // (largest * width * itemsize))
 
 
 def strips_of_rows(
@@ -193,7 +196,8 @@ def apply_in_strips(steps: list[nn.Module], x: Tensor) -> Tensor:
         (B, C', H * scale, W * scale), contiguous.
     """
     batch, _, height, width = x.shape
-    rows = _rows_at_a_time(steps, width, x.element_size() * batch)
+    most = _CUDA_HEAD_BYTES if x.is_cuda else _HEAD_BYTES
+    rows = _rows_at_a_time(steps, width, x.element_size() * batch, most)
     scale = math.prod(_factor(step) for step in steps)
     result: Tensor | None = None
     for top, bottom, strip in strips_of_rows(steps, lambda top, bottom: x[:, :, top:bottom], height, rows):

@@ -17,6 +17,7 @@ from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
 from hat_plugin.engine import checkpoint
+from hat_plugin.engine.cuda_graphs import CudaGraphs, make_room
 from hat_plugin.engine.ema import update_ema
 from hat_plugin.engine.optimizers import LearningRate, build_optimizer
 from hat_plugin.engine.options import RootOptions
@@ -35,8 +36,8 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
 
     It stands in for BasicSR's ``SRModel`` in BasicSR's own pipelines and in ours. On top of BasicSR's options, under
     ``train``: ``amp`` (bf16 or fp16), ``grad_clip`` (largest global norm), ``total_batch_size`` (over all ranks; split
-    into micro-batches of ``batch_size_per_gpu``), ``losses`` (a list), ``compile``, ``channels_last``,
-    ``max_nonfinite`` and any optimiser or schedule of torch or timm.
+    into micro-batches of ``batch_size_per_gpu``), ``losses`` (a list), ``compile``, ``cuda_graphs``,
+    ``channels_last``, ``max_nonfinite`` and any optimiser or schedule of torch or timm.
 
     Args:
         opt: options as `hat_plugin.engine.options.load_options` or BasicSR's ``parse_options`` give them.
@@ -136,6 +137,13 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
         self.forward_g: Callable[[Tensor], Tensor] = self.net_g
         if train_opt.get('compile'):
             self.forward_g = torch.compile(self.net_g, dynamic=False)
+        self.graphs = self._cuda_graphs() if train_opt.get('cuda_graphs') else None
+
+    def _cuda_graphs(self) -> CudaGraphs | None:
+        if self.device.type == 'cuda':
+            return CudaGraphs(self.get_bare_model(self.net_g))
+        get_root_logger().warning('train: cuda_graphs: there is no CUDA device; training goes without')
+        return None
 
     def init_losses(self) -> None:
         """BasicSR's slots, and the ``losses`` list.
@@ -218,6 +226,8 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
         """
         self.optimizer_g.zero_grad(set_to_none=True)
         parts, total = self.micro_batches(), self.lq.shape[0]
+        if self.graphs is not None and len(parts) > 1:
+            make_room(self.optimizer_g)
         sums: dict[str, Tensor] = OrderedDict()
         for index, (lq, gt) in enumerate(parts):
             with states.gradient_sync(self.net_g, index == len(parts) - 1):

@@ -238,7 +238,8 @@ def test_a_whole_network(device: str, dtype: torch.dtype, bound: float) -> None:
 
 
 @pytest.mark.gpu
-def test_a_published_network() -> None:
+def test_a_published_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)  # it would round a difference of 1e-7 to one of 1e-3
     net = perturbed(hat_s, 'cuda')
     x = torch.rand(1, 3, 50, 64, generator=torch.Generator().manual_seed(1)).cuda()
     with torch.no_grad():

@@ -14,9 +14,9 @@ from hat_plugin.layers.self_attention import WindowAttention
 from hat_plugin.layers.windows import relative_position_index, shift_masks
 
 
-def operands(bias_grad: bool, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+def operands(bias_grad: bool, dtype: torch.dtype = torch.float64, width: int = 6) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = [(3, 2, 16, 6), (3, 2, 25, 6), (3, 2, 25, 6), (2, 16, 25)]
+    shapes = [(3, 2, 16, width), (3, 2, 25, width), (3, 2, 25, width), (2, 16, 25)]
     tensors = [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
     return [t.requires_grad_(bias_grad or t.ndim == 4) for t in tensors]
 
@@ -53,11 +53,12 @@ def test_flex_equals_plain(masked: bool) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize('width', [6, 30])
 @pytest.mark.parametrize('backend', ['sdpa', 'flex'])
-def test_fused_equals_plain_on_a_gpu(backend: str) -> None:
+def test_fused_equals_plain_on_a_gpu(backend: str, width: int) -> None:
     results = []
     for name in (backend, 'reference'):
-        tensors = [t.detach().cuda().requires_grad_() for t in operands(True, torch.float32)]
+        tensors = [t.detach().cuda().requires_grad_() for t in operands(True, torch.float32, width)]
         with attention_backend(name):
             y = attention(*tensors, scale=0.3)
         y.square().sum().backward()

@@ -250,6 +250,54 @@ def test_a_step_does_not_wait_for_the_gpu(tmp_path, batch):
     assert trained.get_current_log()['l_pix'] > 0
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize('train', [{}, {'amp': 'bf16', 'ema_decay': 0.5}, {'total_batch_size': 4}], ids=str)
+def test_cuda_graphs_train_as_the_eager_network(tmp_path, batch, train):
+    """Patches of two sizes in turn, validation between them; micro-batches, whose gradients are added up."""
+    larger = {key: torch.cat([value, value], dim=-1) for key, value in batch.items()}
+    weights = []
+    for graphs in (False, True):
+        torch.manual_seed(0)
+        opt = options(tmp_path, cuda_graphs=graphs, **train)
+        opt['num_gpu'] = 1
+        trained = build_model(opt)
+        for iteration, data in enumerate((batch, larger, batch, larger, batch), 1):
+            found = step(trained, data, iteration)
+            if iteration == 3:
+                trained.test()
+        weights.append(found)
+        losses = trained.get_current_log()
+    assert set(trained.graphs._recorded) and all(callable(f) for f in trained.graphs._recorded.values())
+    assert trained.graphs._forward not in trained.graphs._recorded.values()
+    assert losses['l_pix'] > 0
+    for name, value in weights[1].items():
+        torch.testing.assert_close(value, weights[0][name], rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_draw_new_random_numbers_and_leave_the_state(tmp_path, batch):
+    opt = options(tmp_path, cuda_graphs=True)
+    opt['network_g']['drop_path_rate'] = 0.5
+    opt['num_gpu'] = 1
+    trained = build_model(opt)
+    trained.feed_data(batch)
+    before = torch.cuda.get_rng_state()
+    trained.graphs._record(trained.lq, None)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    first, second = trained.net_g(trained.lq), trained.net_g(trained.lq)
+    assert not torch.equal(first, second)
+    torch.cuda.set_rng_state(before)
+    assert torch.equal(trained.net_g(trained.lq), first)  # as a resumed training needs it
+
+
+def test_cuda_graphs_where_there_is_no_gpu_are_said_to_be_left_out(tmp_path, batch, caplog):
+    opt = options(tmp_path, cuda_graphs=True)
+    opt['num_gpu'] = 0
+    trained = build_model(opt)
+    assert 'cuda_graphs: there is no CUDA device' in caplog.text
+    step(trained, batch)
+
+
 def test_fp16_gradients_that_no_scale_makes_finite_end_the_run(tmp_path, batch):
     trained = model(tmp_path, amp='fp16', max_nonfinite=2)
     trained.net_g.conv_first.weight.register_hook(lambda gradient: gradient * float('nan'))

@@ -98,6 +98,13 @@ def _train_problems(opt: Mapping[str, Any], facts: ModelFacts) -> Problems:
     if not train:
         return []
     problems = section_problems(facts.train, train, ('train',), lenient=facts.foreign)
+    if train.get('cuda_graphs') is True and train.get('compile') is True:
+        problems.append('train: cuda_graphs: not together with compile; write one of them')
+    if train.get('cuda_graphs') is True and section_of(opt, 'network_g').get('use_checkpoint'):
+        problems.append(
+            'train: cuda_graphs: not together with network_g: use_checkpoint, which draws random numbers anew; '
+            'write one of them'
+        )
     for key in ('optim_g', 'optim_d'):
         if isinstance(train.get(key), Mapping):
             problems += optimizer_problems(train[key], ('train', key))

@@ -15,7 +15,7 @@ _AUGMENTATIONS = ('use_flip', 'geometric_augs')  # as NAFNet's and Restormer's f
 _FOR_GANS = ('optim_d', 'gan_opt', 'ldl_opt', 'feature_matching_opt', 'net_d_iters', 'net_d_init_iters')
 # What this plugin's models read on top of BasicSR's: section -> keys.
 _EXTENSIONS = {
-    'train': ('losses', 'amp', 'grad_clip', 'compile', 'channels_last', 'max_nonfinite'),
+    'train': ('losses', 'amp', 'grad_clip', 'compile', 'cuda_graphs', 'channels_last', 'max_nonfinite'),
     'logger': ('keep_checkpoints',),
 }
 

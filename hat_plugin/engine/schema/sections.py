@@ -101,6 +101,7 @@ class TrainOptions(Section):
     grad_clip: Positive | None = None
     total_batch_size: Count | None = None
     compile: Flag | None = None
+    cuda_graphs: Flag | None = None
     channels_last: Flag | None = None
     max_nonfinite: CountOrZero | None = None
 

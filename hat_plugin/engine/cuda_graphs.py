@@ -1,0 +1,86 @@
+"""A network's training pass as CUDA graphs: recorded once for a shape, then launched as a whole.
+
+HAT has some 6,000 kernels in a step, most of a few microseconds; launched one by one the host is what a GPU waits for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+_MOST = 4  # shapes that are recorded: the stages of progressive training; each keeps its activations
+
+
+class _Pass(nn.Module):
+    """What is recorded: the network's own forward, with the network's parameters."""
+
+    def __init__(self, net: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net = net
+        self.original = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.original(x)
+
+
+class CudaGraphs:
+    """Takes the place of a network's forward: in training, by graphs; else, and for further shapes, as it was.
+
+    Args:
+        net: on a CUDA device; what it computes in training depends on the input's shape and values alone. Inside
+            DistributedDataParallel, not around it.
+
+    Gradients of the parameters are written to the same memory at each backward pass: where several are added up,
+    `make_room` for the sum before the first.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._net = net
+        self._forward: Callable[[Tensor], Tensor] = net.forward
+        self._recorded: dict[tuple[Any, ...], Callable[[Tensor], Tensor]] = {}
+        net.forward = self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CudaGraphs:
+        raise TypeError('a network that runs through CUDA graphs cannot be copied: copy it before')
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to what the network makes of it."""
+        if not (self._net.training and torch.is_grad_enabled() and x.is_cuda):
+            return self._forward(x)
+        autocast = torch.get_autocast_dtype('cuda') if torch.is_autocast_enabled('cuda') else None
+        key = (tuple(x.shape), x.dtype, autocast)
+        if key not in self._recorded and len(self._recorded) < _MOST:
+            self._recorded[key] = self._record(x, autocast)
+        return self._recorded.get(key, self._forward)(x).clone()  # the next pass writes to the same memory
+
+    def _record(self, x: Tensor, autocast: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+        """The graphs for x's shape; the network's own forward where it cannot be recorded. Random states stay."""
+        casting: Any = contextlib.nullcontext()
+        if autocast is not None:
+            casting = torch.autocast('cuda', autocast, cache_enabled=False)
+        try:
+            with torch.random.fork_rng([x.device]), casting:
+                recorded: Any = torch.cuda.make_graphed_callables(
+                    _Pass(self._net, self._forward), (x.detach().clone(),)
+                )
+        except RuntimeError as error:
+            logger.warning('train: cuda_graphs: not possible here, it goes on without: %s', error)
+            torch.cuda.synchronize(x.device)
+            return self._forward
+        logger.info('train: cuda_graphs: recorded for %s', tuple(x.shape))
+        return recorded
+
+
+def make_room(optimizer: torch.optim.Optimizer) -> None:
+    """Zeros for the sum of several gradients, where there are no gradients yet."""
+    for group in optimizer.param_groups:
+        for parameter in group['params']:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
