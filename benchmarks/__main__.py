@@ -15,7 +15,7 @@ import torch
 from benchmarks import data, growth, inference, machine, memory, plot, training
 from benchmarks.comparison import LEGEND
 from benchmarks.machine import Machine
-from benchmarks.networks import NETWORKS, PRECISIONS
+from benchmarks.networks import CODES, NETWORKS, PRECISIONS
 from benchmarks.report import ResultFile, Section
 from benchmarks.settings import Settings
 from benchmarks.summary import summarise
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add('--growth-sizes', nargs='+', type=positive, metavar='SIDE', help='default: 64 128 192 256 384 512')
     add('--batch', type=positive, help='of the training step that is timed (default: 1, on CUDA 4)')
     add('--precisions', nargs='+', choices=list(PRECISIONS), help='default: all, fp32 on a CPU that has no bf16')
+    add('--codes', nargs='+', choices=CODES, help='whose contenders: default all; the first row is the base')
     add('--compile', action='store_true', help='time torch.compile as well (minutes of compiling on a CPU)')
     add('--threads', type=positive, help="default: torch's choice, commonly one for each core")
     add('--device', help='default: cuda where there is one, else cpu')
@@ -151,6 +152,7 @@ def settings_of(args: argparse.Namespace, device: torch.device, found: Machine) 
     precisions = settings.precisions if found.multiplies_bf16 or args.quick else ('fp32',)
     changes: dict[str, Any] = {
         'precisions': tuple(args.precisions or precisions),
+        'codes': tuple(args.codes or settings.codes),
         'networks': tuple(args.networks or settings.networks),
         'sizes': tuple(args.sizes or settings.sizes),
         'growth_sizes': tuple(args.growth_sizes or settings.growth_sizes),

@@ -12,9 +12,10 @@ from benchmarks import limits, report
 from benchmarks.networks import Contender
 from benchmarks.report import Section
 from benchmarks.settings import Settings
-from benchmarks.timing import Call, Sample, Spread, alternate, ratios, spread
+from benchmarks.timing import Call, Sample, Spread, alternate, cuda_peak, ratios, spread
 
 COLUMNS = ('', 'times as fast', 'by the other clock', 'wall time', 'CPU time', 'x GEMM limit', 'difference')
+PEAK = 'peak memory'  # on a GPU, above what is allocated between calls
 LEGEND = (
     'Times as fast as the first row: the median, over rounds in which the contenders take turns, of the ratio within a '
     'round, with its quartiles. x GEMM limit: time by what its multiplications would take alone, at the rate that the '
@@ -53,10 +54,14 @@ def compare(title: str, case: dict[str, Any], entries: Sequence[Entry], settings
     for dtype in dtypes:
         calls |= limits.products(settings.device, dtype)
     samples = alternate(calls, settings.device, settings.plan)
-    section = Section(title, COLUMNS)
+    on_gpu = settings.device.type == 'cuda'
+    section = Section(title, (*COLUMNS, PEAK) if on_gpu else COLUMNS)
     speeds: dict[torch.dtype, float] = {}
     for dtype in dtypes:
-        measured = {name: spread(values) for name, values in limits.rates(samples, dtype, settings.clock).items()}
+        measured = {
+            name: spread(values)
+            for name, values in limits.rates(samples, settings.device, dtype, settings.clock).items()
+        }
         speeds[dtype] = max(value.median for value in measured.values())
         section.notes.append(_limit_note(dtype, measured))
         section.records += [
@@ -68,6 +73,10 @@ def compare(title: str, case: dict[str, Any], entries: Sequence[Entry], settings
         taken = samples[str(entry.contender)]
         limit = entry.flops / speeds[entry.contender.dtype]
         _add_row(section, case, entry, limit, settings.clock, base, taken)
+        if on_gpu:  # graphs keep theirs between calls
+            peak = None if entry.contender.graphs else cuda_peak(entry.call, settings.device)
+            section.rows[-1] = (*section.rows[-1], '-' if peak is None else report.megabytes(peak))
+            section.records[-1]['peak'] = peak
     section.notes.append(f'{len(base)} rounds.')
     return section
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -12,11 +13,21 @@ from benchmarks.timing import Call, Sample
 from hat_plugin.engine.macs import count_macs
 
 ROWS, CHANNELS, HIDDEN, SQUEEZED = 4096, 180, 540, 60  # HAT at 64x64: qkv's linear layer, and a convolution of a CAB
-LINEAR, CONVOLUTION = f'linear {CHANNELS}->{HIDDEN}, {ROWS} rows', f'conv3x3 {CHANNELS}->{SQUEEZED}, 64x64'
-PRODUCT_FLOPS = {
-    LINEAR: 2 * ROWS * CHANNELS * HIDDEN,
-    CONVOLUTION: 2 * ROWS * CHANNELS * SQUEEZED * 9,
-}
+CUDA_SIDE = 512  # in the place of 64: less than this keeps no large GPU busy
+
+
+def side_of(device: torch.device) -> int:
+    """Of the image that the products work on, in pixels."""
+    return CUDA_SIDE if device.type == 'cuda' else math.isqrt(ROWS)
+
+
+def product_flops(device: torch.device) -> dict[str, int]:
+    """What the two products are called, and their work."""
+    side = side_of(device)
+    return {
+        f'linear {CHANNELS}->{HIDDEN}, {side * side} rows': 2 * side * side * CHANNELS * HIDDEN,
+        f'conv3x3 {CHANNELS}->{SQUEEZED}, {side}x{side}': 2 * side * side * CHANNELS * SQUEEZED * 9,
+    }
 
 
 def products(device: torch.device, dtype: torch.dtype) -> dict[str, Call]:
@@ -24,8 +35,9 @@ def products(device: torch.device, dtype: torch.dtype) -> dict[str, Call]:
     linear = nn.Linear(CHANNELS, HIDDEN).to(device, dtype)
     convolution = nn.Conv2d(CHANNELS, SQUEEZED, 3, padding=1, device=device, dtype=dtype)
     convolution.weight.data = convolution.weight.data.contiguous(memory_format=torch.channels_last)
-    tokens = torch.rand(ROWS, CHANNELS).to(device, dtype)
-    image = torch.rand(1, CHANNELS, 64, 64).to(device, dtype, memory_format=torch.channels_last)
+    side = side_of(device)
+    tokens = torch.rand(side * side, CHANNELS).to(device, dtype)
+    image = torch.rand(1, CHANNELS, side, side).to(device, dtype, memory_format=torch.channels_last)
 
     @torch.no_grad()
     def multiply() -> None:
@@ -35,7 +47,8 @@ def products(device: torch.device, dtype: torch.dtype) -> dict[str, Call]:
     def convolve() -> None:
         convolution(image)
 
-    return {f'{LINEAR}, {short(dtype)}': multiply, f'{CONVOLUTION}, {short(dtype)}': convolve}
+    names = [f'{name}, {short(dtype)}' for name in product_flops(device)]
+    return dict(zip(names, (multiply, convolve), strict=True))
 
 
 def short(dtype: torch.dtype) -> str:
@@ -43,11 +56,13 @@ def short(dtype: torch.dtype) -> str:
     return {torch.float32: 'fp32', torch.bfloat16: 'bf16'}[dtype]
 
 
-def rates(samples: dict[str, list[Sample]], dtype: torch.dtype, clock: str) -> dict[str, list[float]]:
+def rates(
+    samples: dict[str, list[Sample]], device: torch.device, dtype: torch.dtype, clock: str
+) -> dict[str, list[float]]:
     """FLOP/s of the products of this type, a value for each round."""
     return {
         product: [flops / max(sample.seconds(clock), 1e-9) for sample in samples[f'{product}, {short(dtype)}']]
-        for product, flops in PRODUCT_FLOPS.items()
+        for product, flops in product_flops(device).items()
     }
 
 

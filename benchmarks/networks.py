@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from spandrel.architectures.HAT import HAT as PublishedHAT
 from torch import Tensor, nn
 
 from hat_plugin.archs.hat_arch import HAT
+from hat_plugin.engine.cuda_graphs import CudaGraphs
 from hat_plugin.engine.options import read_yaml
 from hat_plugin.errors import HatPluginError
 from hat_plugin.layers.precision import prepare_for_inference
 from hat_plugin.resources import option_file
 
-OURS, PUBLISHED, SWINIR = 'ours', 'published', 'SwinIR'
+CODES = OURS, PUBLISHED, SWINIR = 'ours', 'published', 'SwinIR'
 # How we name a way to run -> what `prepare_for_inference` calls it; None: autocast over fp32 weights.
 PRECISIONS = {'fp32': 'fp32', 'bf16 autocast': None, 'bf16': 'bf16', 'bf16 mixed': 'mixed'}
 # `--quick`: everything that the full networks have, once.
@@ -36,7 +38,8 @@ TINY: dict[str, Any] = {
     'resi_connection': '1conv',
 }
 TINY_HAT = {'compress_ratio': 3, 'squeeze_factor': 6, 'conv_scale': 0.01, 'overlap_ratio': 0.5}
-NETWORKS = ('HAT-S', 'HAT', 'tiny')
+NETWORKS = ('HAT-S', 'HAT', 'HAT-L', 'tiny')
+BLOCKS = ('HAB', 'OCAB')  # classes of ours and the published code that are compiled one by one on a GPU
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,18 @@ class Contender:
         code: OURS, PUBLISHED (spandrel's HAT) or SWINIR (BasicSR's).
         precision: one of PRECISIONS. The rivals have fp32 and autocast alone.
         checkpoint: recompute activations in the backward pass.
-        compiled: through torch.compile, for one size.
+        compiled: through torch.compile, for one size; on a GPU block by block, which compiles faster.
+        graphs: the training pass by CUDA graphs.
     """
 
     code: str
     precision: str = 'fp32'
     checkpoint: bool = False
     compiled: bool = False
+    graphs: bool = False
 
     def __str__(self) -> str:
-        more = {', checkpointed': self.checkpoint, ', compiled': self.compiled}
+        more = {', checkpointed': self.checkpoint, ', compiled': self.compiled, ', CUDA graphs': self.graphs}
         return f'{self.code} {self.precision}' + ''.join(word for word, holds in more.items() if holds)
 
     @property
@@ -95,16 +100,21 @@ def build(network: str, contender: Contender) -> nn.Module:
     Raises:
         RuntimeError: the two have different parameters: there would be nothing to compare.
     """
-    arguments = arguments_of(network, contender.code)
+    return copy.deepcopy(_built(network, contender.code, contender.checkpoint))
+
+
+@lru_cache(maxsize=4)
+def _built(network: str, code: str, checkpoint: bool) -> nn.Module:
+    arguments = arguments_of(network, code)
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='torch.meshgrid')  # the rivals' index tables
-        if contender.code == SWINIR:
+        if code == SWINIR:
             return SwinIR(**arguments).eval()
-        ours = HAT(**arguments, use_checkpoint=contender.checkpoint)
-        if contender.code == OURS:
+        ours = HAT(**arguments, use_checkpoint=checkpoint)
+        if code == OURS:
             return ours.eval()
-        published = PublishedHAT(**arguments, use_checkpoint=contender.checkpoint)
+        published = PublishedHAT(**arguments, use_checkpoint=checkpoint)
     published.load_state_dict(ours.state_dict(), strict=True)
     return published.eval()
 
@@ -118,13 +128,25 @@ def autocast(contender: Contender, device: torch.device) -> AbstractContextManag
 
 def with_compiled(contenders: Sequence[Contender], compiled: bool) -> list[Contender]:
     """The contenders, and behind them, if asked, all but SwinIR and the checkpointed once more through the compiler."""
-    more = [replace(who, compiled=True) for who in contenders if who.code != SWINIR and not who.checkpoint]
+    more = [
+        replace(who, compiled=True) for who in contenders if who.code != SWINIR and not (who.checkpoint or who.graphs)
+    ]
     return [*contenders, *(more if compiled else [])]
 
 
 def callable_of(net: nn.Module, contender: Contender) -> Callable[[Tensor], Tensor]:
-    """The network, compiled if the contender is."""
-    return torch.compile(net, dynamic=False) if contender.compiled else net
+    """The network where it is, compiled or by CUDA graphs if the contender is."""
+    on_gpu = next(net.parameters()).is_cuda
+    if contender.compiled and on_gpu:
+        torch._dynamo.config.recompile_limit = 64  # all blocks are of one class; each size makes three graphs
+        for module in net.modules():
+            if type(module).__name__ in BLOCKS:
+                module.compile(dynamic=False)
+    elif contender.compiled:
+        return torch.compile(net, dynamic=False)
+    if contender.graphs and on_gpu:
+        CudaGraphs(net)
+    return net
 
 
 def forward_of(net: nn.Module, contender: Contender, device: torch.device) -> Callable[[Tensor], Tensor]:

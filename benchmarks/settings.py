@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.networks import PRECISIONS, Contender
+from benchmarks.networks import CODES, PRECISIONS, Contender
 from benchmarks.timing import Plan
 
 
@@ -27,6 +27,7 @@ class Settings:
         training_side: side of an LR training patch.
         batches: training batches: of the step that is timed, and of the one whose memory is measured.
         precisions: of `networks.PRECISIONS`: contenders in others are left out.
+        codes: whose contenders are measured.
         plan: rounds and seconds.
         images: folder of pictures for the data part; None for scikit-image's photographs.
         ground_truths: how many pictures, and their side; a training patch is half of it or 256, if that is less.
@@ -45,6 +46,7 @@ class Settings:
     training_side: int = 64
     batches: tuple[int, int] = (1, 2)
     precisions: tuple[str, ...] = tuple(PRECISIONS)
+    codes: tuple[str, ...] = CODES
     plan: Plan = field(default_factory=Plan)
     images: Path | None = None
     ground_truths: tuple[int, int] = (48, 480)
@@ -55,11 +57,13 @@ class Settings:
 
     def timed(self, contenders: Sequence[Contender]) -> list[Contender]:
         """Those whose time is measured."""
-        return [who for who in contenders if who.precision in self.precisions]
+        here = self.device.type == 'cuda'
+        known = [who for who in contenders if who.precision in self.precisions and who.code in self.codes]
+        return [who for who in known if here or not who.graphs]
 
     def weighed(self, contenders: Sequence[Contender]) -> list[Contender]:
         """Those whose memory is measured."""
-        kept = self.timed(contenders)
+        kept = [who for who in self.timed(contenders) if not who.graphs]
         return [kept[0], kept[-1]] if self.few else kept
 
 

@@ -130,3 +130,14 @@ def alternate(calls: Mapping[str, Call], device: torch.device, plan: Plan) -> di
         for name in names if number % 2 == 0 else reversed(names):
             samples[name].append(measure(calls[name], device, repeats[name]))
     return samples
+
+
+def cuda_peak(call: Call, device: torch.device) -> int:
+    """How far memory rises above what is allocated between calls, in bytes of torch's allocator."""
+    call()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before

@@ -32,6 +32,8 @@ CONTENDERS = (
     Contender(OURS),
     Contender(OURS, checkpoint=True),
     Contender(OURS, 'bf16 autocast'),
+    Contender(OURS, graphs=True),
+    Contender(OURS, 'bf16 autocast', graphs=True),
 )
 ADAM: dict[str, Any] = {'lr': 1e-4, 'betas': (0.9, 0.99)}  # published
 

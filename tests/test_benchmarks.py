@@ -151,12 +151,12 @@ def test_work_is_counted_by_the_published_code() -> None:
 
 def test_distance_to_the_limit(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Products at 1 and 2 TFLOP/s; the contender takes 3 s for 2 TFLOP, which is three times the limit."""
-    times = {limits.LINEAR: 1e-12, limits.CONVOLUTION: 0.5e-12}
+    work = limits.product_flops(torch.device('cpu'))
+    times = dict(zip(work, (1e-12, 0.5e-12), strict=True))
 
     def products(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
         return {
-            f'{name}, fp32': clock.work(seconds * limits.PRODUCT_FLOPS[name], seconds * limits.PRODUCT_FLOPS[name])
-            for name, seconds in times.items()
+            f'{name}, fp32': clock.work(seconds * work[name], seconds * work[name]) for name, seconds in times.items()
         }
 
     monkeypatch.setattr(limits, 'products', products)

@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hat_plugin.kernels import products
+from hat_plugin.kernels import products, tile_products
 from hat_plugin.kernels.library import BF16_WAYS, open_library
 from hat_plugin.kernels.native import Geometry, run_image_gradient, run_windows
 from hat_plugin.kernels.window_attention import plain_image_attention
+
+_AMX = 2  # of BF16_WAYS
 
 
 def largest_error(library_file: Path, dtype: torch.dtype, queries: int, keys: int, width: int, threads: int) -> float:
@@ -73,6 +75,23 @@ def largest_product_error(library: ctypes.CDLL, inputs: int, outputs: int, taps:
     return max(((one - other).abs().max() / other.abs().max()).item() for one, other in pairs)
 
 
+def largest_tile_error(library: ctypes.CDLL, inputs: int, outputs: int) -> float:
+    """The same for a normalised MLP in bf16 by AMX, and a layer with all that is added."""
+    random = torch.Generator().manual_seed(0)
+    shapes = ((1, 5, 17, inputs), (outputs, inputs), (inputs, outputs), (1, 5, 17, outputs))
+    x, up, down, features = (torch.randn(shape, generator=random).bfloat16() for shape in shapes)
+    norm = products.Norm(torch.ones(inputs), torch.zeros(inputs), 1e-5)
+    layers = products.Layer(up, features[0, 0, 0]), products.Layer(down)
+    found = tile_products.feed_forward(x.float(), norm, *layers, library=library)
+    hidden = F.gelu(F.linear(F.layer_norm(x.double(), (inputs,)), up.double(), features[0, 0, 0].double()))
+    expected = F.linear(hidden, down.double()) + x.double()
+    scaled = (features, features[:, :1, :1])
+    other = tile_products.linear(x, layers[0]._replace(bias=None), add=features, scaled=scaled, library=library)[0]
+    sums = F.linear(x.double(), up.double()) + features.double() + features.double() * scaled[1].double()
+    pairs = ((found, expected), (other, sums))
+    return max(((one - two).abs().max() / two.abs().max()).item() for one, two in pairs)
+
+
 def faults(library_file: Path) -> Iterator[str]:
     """What it computes wrongly, and by how much; nothing if all is well. Every way of multiplying bf16 is tried."""
     library = open_library(library_file)
@@ -81,6 +100,11 @@ def faults(library_file: Path) -> Iterator[str]:
         if not error < 1e-5:
             yield f'products, {inputs} to {outputs} channels, {taps} taps: error {error}, bound 1e-5'
     own_way = library.hat_bf16_way(-1)
+    for inputs, outputs in ((30, 60), (17, 5)) if library.hat_bf16_way(_AMX) == _AMX else ():
+        error = largest_tile_error(library, inputs, outputs)
+        if not error < 3e-2:
+            yield f'products by AMX, {inputs} to {outputs} channels: error {error}, bound 3e-2'
+    library.hat_bf16_way(own_way)
     cases = [(torch.float32, own_way, 1e-5)]
     cases += [(torch.bfloat16, way, 3e-2) for way in BF16_WAYS if library.hat_bf16_way(way) == way]
     for (dtype, way, bound), threads in itertools.product(cases, (1, 2)):

@@ -19,10 +19,13 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ('window_attention.cpp', 'products.cpp'))
+SOURCES = tuple(Path(__file__).with_name(f'{name}.cpp') for name in ('window_attention', 'products', 'tile_products'))
 HEADERS = tuple(
     Path(__file__).with_name(f'{name}.hpp')
-    for name in ('memory', 'vectors', 'windows', 'tiles', 'window_gradient', 'product', 'winograd', 'winograd_gradient')
+    for name in (
+        *('memory', 'vectors', 'gelu', 'windows', 'tiles', 'window_gradient', 'tile_product'),
+        *('product', 'winograd', 'winograd_gradient'),
+    )
 )
 FLAGS = (
     *('-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno'),
@@ -79,6 +82,18 @@ class ProductArguments(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in ('batch', 'height', 'width', 'inputs', 'outputs', 'taps', 'gelu', 'threads')
         ),
+        ('eps', ctypes.c_double),
+    )
+
+
+class TileProductArguments(ctypes.Structure):
+    """The struct TileProduct of tile_product.hpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ('x', 'weight', 'bias', 'norm_weight', 'norm_bias')),
+        *((name, ctypes.c_void_p) for name in ('add', 'scaled', 'factor', 'out', 'normed')),
+        *((name, ctypes.c_int64) for name in ('pixels', 'image', 'inputs', 'outputs')),
+        *((name, ctypes.c_int64) for name in ('gelu', 'half_x', 'half_out', 'threads')),
         ('eps', ctypes.c_double),
     )
 
@@ -167,12 +182,13 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.hat_window_attention.argtypes = [ctypes.POINTER(WindowAttentionArguments)]
     library.hat_window_attention_gradient.argtypes = [ctypes.POINTER(WindowGradientArguments)]
     library.hat_product.argtypes = [ctypes.POINTER(ProductArguments)] * 2
+    library.hat_tile_product.argtypes = [ctypes.POINTER(TileProductArguments)] * 2
     library.hat_convolution_gradient.argtypes = [ctypes.POINTER(ConvolutionGradientArguments)]
     library.hat_bf16_way.argtypes = [ctypes.c_int]
     library.hat_vector_bits.argtypes = []
     for name in (
         *('hat_window_attention', 'hat_window_attention_gradient', 'hat_bf16_way'),
-        *('hat_product', 'hat_convolution_gradient', 'hat_vector_bits'),
+        *('hat_product', 'hat_tile_product', 'hat_convolution_gradient', 'hat_vector_bits'),
     ):
         getattr(library, name).restype = ctypes.c_int
     return library

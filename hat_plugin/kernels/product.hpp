@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include "gelu.hpp"
 #include "memory.hpp"
 #include "vectors.hpp"
 
@@ -54,26 +55,6 @@ inline void locate_pixels(const Product &a, int64_t first, int64_t count, const 
         const int64_t pixel = first + std::min(i, count - 1), row = pixel / a.width;
         rows[i] = a.x + row / a.height * a.x_stride[0] + row % a.height * a.x_stride[1] + pixel % a.width * a.x_stride[2];
     }
-}
-
-// x * (1 + erf(x / sqrt(2))) / 2; erf by a rational function fitted here on [-5.6, 5.6], to 2e-8; beyond, fp32 has 1.
-inline Floats gelu(Floats x) {
-    Floats y = x < -5.6f ? all(-5.6f) : x;
-    y = y > 5.6f ? all(5.6f) : y;
-    const Floats u = y * y;
-    Floats p = all(4.429087981e-08f), q = all(1.180214135e-06f);
-    p = p * u + 1.271302011e-05f;
-    q = q * u + 7.510116376e-05f;
-    p = p * u + 3.476969047e-04f;
-    q = q * u + 1.912965221e-03f;
-    p = p * u + 9.414490626e-03f;
-    q = q * u + 2.893996077e-02f;
-    p = p * u + 6.875177677e-02f;
-    q = q * u + 2.528332870e-01f;
-    p = p * u + 7.978844431e-01f;
-    q = q * u + 1.0f;
-    const Floats half = 0.5f * x;
-    return half + half * (y * p / q);
 }
 
 // One pixel's channels with mean 0 and variance 1, then scaled and moved.

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hat_plugin.kernels import products, triton_products
+from hat_plugin.kernels import products
+from hat_plugin.kernels.fused_products import kernels_for
 from hat_plugin.layers.linear import Linear
 from hat_plugin.layers.strips import like_weights
 
@@ -77,7 +78,9 @@ def add_feed_forward(x: Tensor, norm: nn.Module, feed_forward: nn.Module, drop_p
         if inference and products.takes(x, norm.weight, norm.bias, up.weight, up.bias, down.weight, down.bias):
             image = x if x.ndim == 4 else x[None]
             return products.product(image, *layers, norm=first, add=image).view(x.shape)
-        if inference and triton_products.takes(x, up.weight, up.bias, down.weight, down.bias):
-            return triton_products.feed_forward(x, first, *layers)
+        kernels = kernels_for(x, up.weight, up.bias, down.weight, down.bias) if inference else None
+        if kernels is not None:
+            result: Tensor = kernels.feed_forward(x, first, *layers)
+            return result
     y = feed_forward(norm(x))
     return x + (y if drop_path is None else drop_path(y))

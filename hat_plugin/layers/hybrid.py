@@ -105,7 +105,8 @@ class HAB(nn.Module):
             for block in blocks_of(batch, region.rows, region.columns, side, most):
                 block = block._replace(top=block.top + top, left=block.left + left)
                 y = read_windows(x, block, side)
-                attended = self.attn.attended_windows(self.norm1(y), bias)
+                qkv, _ = normed_linear(y, self.norm1, self.attn.qkv)
+                attended = self.attn.attended_windows(qkv, bias)
                 y = add_linear(y, attended, self.attn.proj, (read_windows(branch, block, side), weights[block.sample]))
                 write_windows(result, block, add_feed_forward(y, self.norm2, self.mlp), side)
         return result

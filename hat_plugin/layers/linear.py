@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hat_plugin.kernels import products, triton_products
+from hat_plugin.kernels import products
+from hat_plugin.kernels.fused_products import kernels_for
 from hat_plugin.layers.strips import like_weights
 
 # torch sends fp32 linear layers to MKL. oneDNN, which torch carries too, took 0.6 to 0.9 of MKL's time for HAT's layers
@@ -79,8 +80,10 @@ def add_linear(total: Tensor, x: Tensor, layer: nn.Linear, scaled: tuple[Tensor,
         branch = scaled and (scaled[0].view(before.shape), scaled[1].reshape(-1, channels))
         after = products.Layer(layer.weight, layer.bias)
         return products.product(image, after, add=before, scaled=branch).view(total.shape)
-    if not torch.is_grad_enabled() and x.ndim == 4 and triton_products.takes(total, x, layer.weight, layer.bias):
-        return triton_products.linear(x, products.Layer(layer.weight, layer.bias), add=total, scaled=scaled)[0]
+    kernels = kernels_for(total, layer.weight, layer.bias)
+    if kernels is not None and x.dtype == layer.weight.dtype:
+        fused: Tensor = kernels.linear(x, products.Layer(layer.weight, layer.bias), add=total, scaled=scaled)[0]
+        return fused
     result = total + layer(like_weights(x, layer))
     if scaled is None:
         return result
@@ -92,16 +95,17 @@ def normed_linear(x: Tensor, norm: nn.Module, layer: nn.Linear) -> tuple[Tensor,
     """layer(norm(x)) and norm(x), in inference by one kernel where there is one.
 
     Args:
-        x: (B, H, W, C).
+        x: (..., C).
         norm: over the channels.
         layer: from x's channels to any number.
 
     Returns:
-        (B, H, W, channels out), and a tensor like x, both in the type of the layer's weights.
+        (..., channels out), and a tensor like x, both in the type of the layer's weights.
     """
-    plain = isinstance(norm, nn.LayerNorm) and norm.bias is not None
-    if plain and not torch.is_grad_enabled() and triton_products.takes(x, layer.weight, layer.bias):
+    kernels = kernels_for(x, layer.weight, layer.bias)
+    if isinstance(norm, nn.LayerNorm) and norm.bias is not None and kernels is not None:
         first = products.Norm(norm.weight, norm.bias, norm.eps)
-        return triton_products.linear(x, products.Layer(layer.weight, layer.bias), norm=first)
+        fused: tuple[Tensor, Tensor] = kernels.linear(x, products.Layer(layer.weight, layer.bias), norm=first)
+        return fused
     y = like_weights(norm(x), layer)
     return layer(y), y

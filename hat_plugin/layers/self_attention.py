@@ -92,9 +92,9 @@ class WindowAttention(nn.Module):
             )
         return self._attend_regions(qkv, bias, masks, shift_size)
 
-    def attended_windows(self, windows: Tensor, bias: Tensor) -> Tensor:
-        """`attended` within windows cut out, (windows, N, C), a mask being part of the bias (heads, N, N)."""
-        return self._attend(self.qkv(like_weights(windows, self.qkv)), bias, None)
+    def attended_windows(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """`attended_pixels` of windows cut out, (windows, N, 3 * C), a mask being part of the bias (heads, N, N)."""
+        return self._attend(qkv, bias, None)
 
     @property
     def _dropout(self) -> float:

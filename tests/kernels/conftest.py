@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import shutil
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hat_plugin.kernels import library
+from hat_plugin.kernels import build, library
 from hat_plugin.kernels.build import main
+
+AMX = 2
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,17 @@ def kernel(built: Built):
         assert loaded is not None, 'the library that has been built cannot be loaded'
         yield loaded
         library.load.cache_clear()
+
+
+@pytest.fixture(scope='session')
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels with AMX in C++, that way chosen."""
+    file = tmp_path_factory.mktemp('emulated') / 'kernels.so'
+    try:
+        build._compile(build._compiler(), file, '-DHAT_EMULATED_TILES')
+    except build.BuildError as error:
+        pytest.skip(f'no C++ compiler on this machine: {error}')
+    loaded = library.open_library(file)
+    if loaded.hat_bf16_way(AMX) != AMX:
+        pytest.skip('vectors of this processor are too short')
+    return loaded

@@ -155,7 +155,7 @@ def test_what_takes_it_and_what_does_not(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert not takes(x)
     with products_by('auto'):
         assert takes(x) == (library.load().hat_vector_bits() >= 256)
-    message = "products 'mkl' are unknown: set HAT_PRODUCTS to one of auto, cpp, torch"
+    message = "products 'mkl' are unknown: set HAT_PRODUCTS to one of auto, cpp, triton, torch"
     with pytest.raises(ValueError, match=message), products_by('mkl'):
         pass
     monkeypatch.setenv('HAT_KERNEL_CACHE', str(tmp_path))

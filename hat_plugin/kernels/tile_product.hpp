@@ -1,0 +1,216 @@
+// Linear layers over pixels in bf16 by matrix units (tiles.hpp), with what comes before and after: a normalisation, bias,
+// GELU, residuals, done in fp32 while the values are in the cache.
+
+#pragma once
+
+#include "gelu.hpp"
+#include "memory.hpp"
+#include "tiles.hpp"
+
+#include <cmath>
+
+// The caller fills it: library.py has the same fields in the same order. Everything is contiguous.
+struct TileProduct {
+    const void *x;                         // (pixels, inputs), fp32 or, if half_x, bf16
+    const void *weight;                    // (outputs, inputs), bf16
+    const float *bias;                     // (outputs), or null
+    const float *norm_weight, *norm_bias;  // layer normalisation of x before, (inputs); or null
+    const void *add;                       // like out, added; or null
+    const void *scaled;                    // (pixels, outputs), bf16, added times `factor`; or null
+    const float *factor;                   // (images, outputs)
+    void *out;                             // (pixels, outputs), fp32 or, if half_out, bf16
+    void *normed;                          // takes x normalised, (pixels, inputs), bf16; or null
+    int64_t pixels, image, inputs, outputs;  // image: pixels of one
+    int64_t gelu, half_x, half_out, threads;
+    double eps;
+};
+
+#if defined(HAT_TILES)
+
+namespace {
+
+constexpr int64_t SQUARE = 2 * SIDE;  // pixels, and outputs, of sums that are in tiles together
+constexpr int64_t PIXELS = 2 * SQUARE;  // that go through all outputs together
+
+// Units of a pixel, in whole tiles.
+inline int64_t depth(int64_t channels) { return up(channels, 2 * SIDE) / 2; }
+
+inline int64_t packed_units(const TileProduct &a) { return up(a.outputs, SIDE) * depth(a.inputs); }
+
+// Weights of 16 outputs as tiles: (depth, 16) units, zeros behind the last input and output.
+inline void pack_outputs(const TileProduct &a, int64_t first, uint32_t *packed) {
+    const int64_t units = depth(a.inputs);
+    const bf16 *weight = static_cast<const bf16 *>(a.weight);
+    uint32_t *to = packed + first * units;
+    for (int64_t c = 0; c < SIDE; ++c) {
+        const bool there = first + c < a.outputs;
+        const bf16 *from = weight + (first + c) * a.inputs;
+        for (int64_t unit = 0; unit < units; ++unit) {
+            const int64_t k = 2 * unit;
+            const uint32_t low = there && k < a.inputs ? from[k] : 0, high = there && k + 1 < a.inputs ? from[k + 1] : 0;
+            to[unit * SIDE + c] = low | (high << 16);
+        }
+    }
+}
+
+// One pixel as bf16, normalised if asked for; `room`: fp32, whole vectors.
+template <class X> void left_row(const TileProduct &a, const X *from, float *room, bf16 *to, bf16 *normed) {
+    if (!a.norm_weight) {
+        for (int64_t c = 0; c < a.inputs; c += LANES) store(to + c, load(from + c, a.inputs - c), a.inputs - c);
+        return;
+    }
+    Floats sums = {};
+    for (int64_t c = 0; c < a.inputs; c += LANES) {
+        const Floats value = load(from + c, a.inputs - c);
+        write(room + c, value);
+        sums += value;
+    }
+    const float mean = total(sums) / a.inputs;
+    Floats squares = {};
+    for (int64_t c = 0; c < a.inputs; c += LANES) {
+        Floats apart = read<Floats>(room + c) - mean;
+        for (int64_t lane = a.inputs - c; lane < LANES; ++lane) apart[lane] = 0.0f;
+        write(room + c, apart);
+        squares += apart * apart;
+    }
+    const float factor = 1.0f / std::sqrt(total(squares) / a.inputs + static_cast<float>(a.eps));
+    for (int64_t c = 0; c < a.inputs; c += LANES) {
+        const int64_t left = a.inputs - c;
+        const Floats value = read<Floats>(room + c) * factor * load(a.norm_weight + c, left) + load(a.norm_bias + c, left);
+        store(to + c, value, left);
+        if (normed) store(normed + c, value, left);
+    }
+}
+
+// Sums of 32 pixels, a row of units each, and 32 outputs (16, unless WIDE) of packed weights: `to` is (32, 32).
+template <bool WIDE> inline void multiply_square(const uint32_t *left, int64_t units, const uint32_t *right, float *to) {
+    clear_tile<0>();
+    clear_tile<2>();
+    if (WIDE) {
+        clear_tile<1>();
+        clear_tile<3>();
+    }
+    for (int64_t unit = 0; unit < units; unit += SIDE) {
+        load_tile<4>(left + unit, 4 * units);
+        load_tile<5>(left + SIDE * units + unit, 4 * units);
+        load_tile<6>(right + unit * SIDE, 4 * SIDE);
+        multiply_tiles<0, 4, 6>();
+        multiply_tiles<2, 5, 6>();
+        if (WIDE) {
+            load_tile<7>(right + SIDE * units + unit * SIDE, 4 * SIDE);
+            multiply_tiles<1, 4, 7>();
+            multiply_tiles<3, 5, 7>();
+        }
+    }
+    store_tile<0>(to, 4 * SQUARE);
+    store_tile<2>(to + SIDE * SQUARE, 4 * SQUARE);
+    if (WIDE) {
+        store_tile<1>(to + SIDE, 4 * SQUARE);
+        store_tile<3>(to + SIDE * SQUARE + SIDE, 4 * SQUARE);
+    }
+}
+
+// All outputs of `count` pixels from `first` on. A row of `out` is `stride` long; its first is that of pixel `first`.
+template <class O>
+void multiply_pixels(const TileProduct &a, const uint32_t *packed, const uint32_t *left, int64_t first, int64_t count,
+                     float *sums, O *out, int64_t stride) {
+    const int64_t units = depth(a.inputs);
+    const O *add = static_cast<const O *>(a.add);
+    const bf16 *scaled = static_cast<const bf16 *>(a.scaled);
+    for (int64_t output = 0; output < a.outputs; output += SQUARE) {
+        for (int64_t from = 0; from < count; from += SQUARE) {
+            if (output + SIDE < a.outputs)
+                multiply_square<true>(left + from * units, units, packed + output * units, sums);
+            else
+                multiply_square<false>(left + from * units, units, packed + output * units, sums);
+            for (int64_t c = 0; c < SQUARE && output + c < a.outputs; c += LANES) {
+                const int64_t at = output + c, rest = a.outputs - at;
+                const Floats bias = a.bias ? load(a.bias + at, rest) : Floats{};
+                for (int64_t r = 0; r < SQUARE && from + r < count; ++r) {
+                    Floats value = read<Floats>(sums + r * SQUARE + c) + bias;
+                    if (a.gelu) value = gelu(value);
+                    const int64_t pixel = first + from + r;
+                    if (add) value += load(add + pixel * a.outputs + at, rest);
+                    if (scaled)
+                        value += load(scaled + pixel * a.outputs + at, rest) *
+                                 load(a.factor + pixel / a.image * a.outputs + at, rest);
+                    store(out + (from + r) * stride + at, value, rest);
+                }
+            }
+        }
+    }
+}
+
+// What one thread needs.
+struct TileRoom {
+    uint32_t *left, *hidden;
+    float *row, *sums;
+    bool ready;
+
+    TileRoom(const TileProduct &a, const TileProduct *next) {
+        for (int pass = 0; pass < 2; ++pass) {
+            arena.take(left, PIXELS * depth(a.inputs));
+            arena.take(hidden, next ? PIXELS * depth(next->inputs) : 0);
+            arena.take(row, up(a.inputs, LANES));
+            arena.take(sums, SQUARE * SQUARE);
+            if (!pass) ready = arena.allocate();
+            if (!ready) return;
+        }
+        std::memset(left, 0, 4 * PIXELS * depth(a.inputs));  // what is behind the last channel stays zero
+        if (next) std::memset(hidden, 0, 4 * PIXELS * depth(next->inputs));
+    }
+
+  private:
+    Arena arena;
+};
+
+// A product and, if there is a next one, that of its result, which never leaves the cache.
+template <class X, class O> int run_tile_product(const TileProduct &a, const TileProduct *next) {
+    Arena memory;
+    uint32_t *packed, *next_packed;
+    for (int pass = 0; pass < 2; ++pass) {
+        memory.take(packed, packed_units(a));
+        memory.take(next_packed, next ? packed_units(*next) : 0);
+        if (!pass && !memory.allocate()) return 1;
+    }
+    const int64_t tiles = up(a.outputs, SIDE) / SIDE, next_tiles = next ? up(next->outputs, SIDE) / SIDE : 0;
+    int failed = 0;
+#pragma omp parallel num_threads(static_cast<int>(a.threads)) reduction(| : failed)
+    {
+        const NoDenormals none;
+        const TileSetting setting;
+        const TileRoom room(a, next);
+        failed = !room.ready;
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < tiles + next_tiles; ++n) {
+            if (n < tiles)
+                pack_outputs(a, n * SIDE, packed);
+            else
+                pack_outputs(*next, (n - tiles) * SIDE, next_packed);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t first = 0; first < a.pixels; first += PIXELS) {
+            if (!room.ready) continue;
+            const int64_t count = std::min(PIXELS, a.pixels - first), units = depth(a.inputs);
+            for (int64_t i = 0; i < count; ++i) {
+                bf16 *normed = a.normed ? static_cast<bf16 *>(a.normed) + (first + i) * a.inputs : nullptr;
+                left_row(a, static_cast<const X *>(a.x) + (first + i) * a.inputs, room.row,
+                         reinterpret_cast<bf16 *>(room.left + i * units), normed);
+            }
+            if (!next) {
+                O *out = static_cast<O *>(a.out) + first * a.outputs;
+                multiply_pixels(a, packed, room.left, first, count, room.sums, out, a.outputs);
+                continue;
+            }
+            bf16 *hidden = reinterpret_cast<bf16 *>(room.hidden);
+            multiply_pixels(a, packed, room.left, first, count, room.sums, hidden, 2 * depth(next->inputs));
+            O *out = static_cast<O *>(next->out) + first * next->outputs;
+            multiply_pixels(*next, next_packed, room.hidden, first, count, room.sums, out, next->outputs);
+        }
+    }
+    return failed;
+}
+
+}  // namespace
+
+#endif

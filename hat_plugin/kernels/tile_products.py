@@ -1,0 +1,120 @@
+"""Linear layers on the CPU in bf16 by Intel's matrix units (AMX), without gradients, with all that goes round them.
+
+What lies between a normalisation, two layers, a GELU and a residual never leaves the cache. The calls are those of
+`triton_products`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor, nn
+
+from hat_plugin.kernels.library import TileProductArguments, load
+from hat_plugin.kernels.products import Layer, Norm, choice
+
+_AMX = 2  # of `library.BF16_WAYS`
+
+
+def takes(x: Tensor, *weights: Tensor | None) -> bool:
+    """Whether this kernel is the one to take: plain tensors on the CPU, weights in bf16, x too or in fp32; and AMX.
+
+    HAT_PRODUCTS=torch never takes it.
+    """
+    if choice() not in ('auto', 'cpp') or torch.compiler.is_compiling() or x.device.type != 'cpu':
+        return False
+    if torch.is_autocast_enabled('cpu') or torch._C._are_functorch_transforms_active() or x.numel() == 0:
+        return False
+    tensors = [x, *(weight for weight in weights if weight is not None)]
+    if not all(type(tensor) in (Tensor, nn.Parameter) and tensor.device == x.device for tensor in tensors):
+        return False
+    if x.dtype not in (torch.float32, torch.bfloat16) or any(tensor.dtype != torch.bfloat16 for tensor in tensors[1:]):
+        return False
+    library = load()
+    return library is not None and library.hat_bf16_way(-1) == _AMX
+
+
+def linear(
+    x: Tensor,
+    layer: Layer,
+    *,
+    norm: Norm | None = None,
+    add: Tensor | None = None,
+    scaled: tuple[Tensor, Tensor] | None = None,
+    library: ctypes.CDLL | None = None,
+) -> tuple[Tensor, Tensor]:
+    """layer(norm(x)) + add + scaled[0] * scaled[1]; arguments and result as in `triton_products.linear`.
+
+    Args:
+        library: the kernels; None for those of this machine.
+
+    Raises:
+        RuntimeError: memory ran out, or there is no AMX.
+    """
+    outputs = layer.weight.shape[0]
+    out = x.new_empty((*x.shape[:-1], outputs), dtype=torch.bfloat16 if add is None else add.dtype)
+    normed = x if norm is None else torch.empty_like(x, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
+    kept: list[Tensor] = [out, normed]
+    call = _call(x.contiguous(), layer, norm, kept)
+    call.out, call.half_out = out.data_ptr(), out.dtype == torch.bfloat16
+    call.normed = None if norm is None else normed.data_ptr()
+    call.add = _address(add, kept)
+    if scaled is not None:
+        samples = scaled[1].numel() // outputs
+        call.image = call.pixels // samples
+        call.scaled = _address(scaled[0].to(torch.bfloat16), kept)
+        call.factor = _address(scaled[1].float(), kept)
+    _run(library, call, None)
+    return out, normed
+
+
+def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer, *, library: ctypes.CDLL | None = None) -> Tensor:
+    """x + down(GELU(up(norm(x)))); arguments and result as in `triton_products.feed_forward`, errors as in `linear`."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    kept: list[Tensor] = [out, x]
+    first = _call(x, Layer(up.weight, up.bias, gelu=True), norm, kept)
+    second = _call(x, down, None, kept)
+    second.out, second.add, second.half_out = out.data_ptr(), x.data_ptr(), x.dtype == torch.bfloat16
+    _run(library, first, second)
+    return out
+
+
+def _call(x: Tensor, layer: Layer, norm: Norm | None, kept: list[Tensor]) -> TileProductArguments:
+    """What is known of a layer over x, contiguous; the second of two has as many pixels."""
+    outputs, inputs = layer.weight.shape
+    pixels = x.numel() // x.shape[-1]
+    call = TileProductArguments(
+        pixels=pixels,
+        image=pixels,
+        inputs=inputs,
+        outputs=outputs,
+        gelu=layer.gelu,
+        half_x=x.dtype == torch.bfloat16,
+        threads=torch.get_num_threads(),
+    )
+    call.x, call.weight = _address(x, kept), _address(layer.weight, kept)
+    call.bias = _address(None if layer.bias is None else layer.bias.float(), kept)
+    if norm is not None:
+        call.norm_weight, call.norm_bias = _address(norm.weight.float(), kept), _address(norm.bias.float(), kept)
+        call.eps = norm.eps
+    return call
+
+
+def _address(tensor: Tensor | None, kept: list[Tensor]) -> int | None:
+    """Of a tensor that is kept alive, made contiguous."""
+    if tensor is None:
+        return None
+    kept.append(tensor.contiguous())
+    return kept[-1].data_ptr()
+
+
+def _run(library: ctypes.CDLL | None, first: TileProductArguments, second: TileProductArguments | None) -> None:
+    library = library or load()
+    if library is None:
+        raise RuntimeError('the C++ kernels are not there: `python -m hat_plugin.kernels.build`')
+    failed = library.hat_tile_product(ctypes.byref(first), None if second is None else ctypes.byref(second))
+    if failed:
+        reason = 'no memory is left' if failed == 1 else 'this machine or library has no AMX'
+        raise RuntimeError(f'a layer over {first.pixels} pixels: {reason}')

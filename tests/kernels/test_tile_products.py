@@ -1,0 +1,127 @@
+"""Linear layers in bf16 by AMX, emulated and, where there is one, by the processor: against formulas, in a network."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hat_plugin.archs.hat_arch import HAT
+from hat_plugin.kernels import tile_products
+from hat_plugin.kernels.products import Layer, Norm, products_by
+from hat_plugin.layers.precision import prepare_for_inference
+
+
+@pytest.fixture(params=['emulated', 'kernel'])
+def amx(request: pytest.FixtureRequest) -> ctypes.CDLL:
+    """A library that multiplies so."""
+    library = request.getfixturevalue(request.param)
+    if library.hat_bf16_way(-1) != 2:
+        pytest.skip('this processor has no AMX')
+    return library
+
+
+def random(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
+
+
+def normalisation(channels: int) -> Norm:
+    return Norm(random(channels, seed=3, dtype=torch.float32), random(channels, seed=4), 1e-5)
+
+
+def normed(x: Tensor, norm: Norm) -> Tensor:
+    return F.layer_norm(x.double(), x.shape[-1:], norm.weight.double(), norm.bias.double(), norm.eps)
+
+
+@pytest.mark.parametrize('stream', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(('inputs', 'outputs'), [(180, 540), (32, 32), (7, 50), (64, 17), (33, 16)])
+def test_linear(amx, inputs: int, outputs: int, stream: torch.dtype) -> None:
+    """Normalised; and with what is added: an image, and one that has a factor for each channel."""
+    x = (random(2, 9, 11, inputs, seed=0) * 3 + 1).to(stream)
+    weight, bias, norm = random(outputs, inputs, seed=1) / inputs**0.5, random(outputs, seed=2), normalisation(inputs)
+    found, found_normed = tile_products.linear(x, Layer(weight, bias), norm=norm, library=amx)
+    assert found.dtype == found_normed.dtype == torch.bfloat16
+    assert error(found_normed, normed(x, norm)) < 5e-3
+    assert error(found, F.linear(normed(x, norm), weight.double(), bias.double())) < 1e-2
+    attended, features = x.bfloat16(), random(2, 9, 11, outputs, seed=5)
+    add = random(2, 9, 11, outputs, seed=6).to(stream)
+    for samples in (1, 2):
+        factor = random(samples, 1, 1, outputs, seed=7)
+        call = attended, Layer(weight)
+        found, same = tile_products.linear(*call, add=add, scaled=(features, factor), library=amx)
+        expected = F.linear(attended.double(), weight.double()) + add.double() + features.double() * factor.double()
+        assert found.dtype == stream and same is attended
+        assert error(found, expected) < (2e-6 if stream == torch.float32 else 5e-3)
+
+
+@pytest.mark.parametrize('stream', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(('channels', 'hidden'), [(180, 360), (5, 3), (48, 100)])
+def test_feed_forward(amx, channels: int, hidden: int, stream: torch.dtype) -> None:
+    x, norm = random(1, 3, 50, channels, seed=0).to(stream), normalisation(channels)
+    up = Layer(random(hidden, channels, seed=1) / channels**0.5, random(hidden, seed=2))
+    down = Layer(random(channels, hidden, seed=5) / hidden**0.5, random(channels, seed=6))
+    y = F.gelu(F.linear(normed(x, norm), up.weight.double(), up.bias.double()))
+    expected = x.double() + F.linear(y, down.weight.double(), down.bias.double())
+    found = tile_products.feed_forward(x, norm, up, down, library=amx)
+    assert found.dtype == stream and error(found, expected) < 1e-2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(tile_products.feed_forward(x, norm, up, down, library=amx), found)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize('precision', ['mixed', 'bf16'])
+@pytest.mark.parametrize('size', [(16, 24), (160, 128)], ids=['whole', 'in strips'])
+def test_a_whole_network(amx, monkeypatch, precision: str, size: tuple[int, int]) -> None:
+    """Its error is that of torch's kernels in the same precision."""
+    torch.manual_seed(0)
+    net = HAT(
+        embed_dim=12, depths=[2], num_heads=[2], window_size=8, compress_ratio=2, squeeze_factor=4, conv_scale=1.0,
+        mlp_ratio=2.0, upscale=2, upsampler='pixelshuffledirect',
+    ).eval()  # fmt: skip
+    x = torch.rand(1, 3, *size)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        exact = net(x).double()
+        prepare_for_inference(net, precision)
+        monkeypatch.setattr(tile_products, 'load', lambda: amx)
+        found = {}
+        for name in ('cpp', 'torch'):
+            with products_by(name):
+                found[name] = error(net(x), exact)
+    assert found['cpp'] != found['torch']
+    assert found['cpp'] < 2 * found['torch'] + 1e-3
+
+
+def test_what_it_does_not_take(emulated, monkeypatch) -> None:
+    monkeypatch.setattr(tile_products, 'load', lambda: emulated)
+    x, weight = random(1, 2, 2, 8, seed=0), random(4, 8, seed=1)
+    assert tile_products.takes(x, weight, None) and tile_products.takes(x.float(), weight)
+    assert not tile_products.takes(x, weight.float()) and not tile_products.takes(x.double(), weight)
+    assert not tile_products.takes(x[:0], weight) and not tile_products.takes(x.to('meta'), weight.to('meta'))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not tile_products.takes(x, weight)
+    with products_by('torch'):
+        assert not tile_products.takes(x, weight)
+    emulated.hat_bf16_way(0)
+    try:
+        assert not tile_products.takes(x, weight)
+    finally:
+        emulated.hat_bf16_way(2)
+
+
+def test_without_amx_it_says_so(kernel) -> None:
+    if kernel.hat_bf16_way(-1) == 2:
+        pytest.skip('this processor has AMX')
+    with pytest.raises(RuntimeError, match='no AMX'):
+        tile_products.linear(random(1, 2, 2, 8, seed=0), Layer(random(4, 8, seed=1)), library=kernel)
