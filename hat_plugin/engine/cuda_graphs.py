@@ -6,14 +6,13 @@ HAT has some 6,000 kernels in a step, most of a few microseconds; launched one b
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from basicsr.utils import get_root_logger
 from torch import Tensor, nn
-
-logger = logging.getLogger(__name__)
+from torch.nn.parallel import DistributedDataParallel
 
 _MOST = 4  # shapes that are recorded: the stages of progressive training; each keeps its activations
 
@@ -34,8 +33,7 @@ class CudaGraphs:
     """Takes the place of a network's forward: in training, by graphs; else, and for further shapes, as it was.
 
     Args:
-        net: on a CUDA device; what it computes in training depends on the input's shape and values alone. Inside
-            DistributedDataParallel, not around it.
+        net: on a CUDA device; what it computes in training depends on the input's shape and values alone.
 
     Gradients of the parameters are written to the same memory at each backward pass: where several are added up,
     `make_room` for the sum before the first.
@@ -71,11 +69,22 @@ class CudaGraphs:
                     _Pass(self._net, self._forward), (x.detach().clone(),)
                 )
         except RuntimeError as error:
-            logger.warning('train: cuda_graphs: not possible here, it goes on without: %s', error)
+            get_root_logger().warning(f'train: cuda_graphs: not possible here, training goes on without: {error}')
             torch.cuda.synchronize(x.device)
             return self._forward
-        logger.info('train: cuda_graphs: recorded for %s', tuple(x.shape))
+        get_root_logger().info(f'train: cuda_graphs: recorded for {tuple(x.shape)}')
         return recorded
+
+
+def graphs_for(net: nn.Module, device: torch.device) -> CudaGraphs | None:
+    """`CudaGraphs` for a network in training; None, and a warning, where there are none."""
+    if isinstance(net, nn.DataParallel | DistributedDataParallel):
+        get_root_logger().warning('train: cuda_graphs: never tried with several GPUs; training goes without')
+    elif device.type != 'cuda':
+        get_root_logger().warning('train: cuda_graphs: there is no CUDA device; training goes without')
+    else:
+        return CudaGraphs(net)
+    return None
 
 
 def make_room(optimizer: torch.optim.Optimizer) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import logging
 import math
 from dataclasses import dataclass
 from types import ModuleType
@@ -17,9 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from hat_plugin.errors import HatPluginError
 from hat_plugin.layers.windows import MASKED
+
+logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -51,12 +55,28 @@ def takes(x: Tensor, table: Tensor) -> bool:
         table: the bias, (rows, heads); a bias by window is not for them.
     """
     small = table.ndim == 2 and table.shape[0] <= _LARGEST_TABLE
-    return x.is_cuda and small and x.dtype in DTYPES and table.dtype in DTYPES and _installed()
+    return x.is_cuda and small and x.dtype in DTYPES and table.dtype in DTYPES and works(x.device)
 
 
-@functools.lru_cache(maxsize=1)
-def _installed() -> bool:
-    return importlib.util.find_spec('triton') is not None
+@torch.compiler.assume_constant_result
+@functools.cache
+def works(device: torch.device) -> bool:
+    """Whether triton is installed and its kernels run on a GPU; tried once, since triton needs a C compiler there."""
+    if importlib.util.find_spec('triton') is None:
+        return False
+    plain = unset_fake_temporarily(), torch.no_grad(), torch.autocast(device.type, enabled=False)
+    try:
+        with plain[0], plain[1], plain[2]:
+            x = torch.linspace(-1, 1, 256, device=device).view(1, 4, 4, 16)
+            sizes = Sizes(0.25, 1, 4, None, 0)
+            found = run_forward(x, x, x, x.new_zeros(sizes.table_rows, 1), sizes)[0].view(16, 16)
+            expected = (x.view(16, 16) @ x.view(16, 16).t() * sizes.scale).softmax(-1) @ x.view(16, 16)
+            if not torch.allclose(found, expected, atol=1e-2):
+                raise TritonError('what they compute is wrong')
+    except Exception as error:  # whatever a compiler, linker or driver may raise
+        logger.warning("triton's kernels cannot run on %s, torch's take their place: %s", device, error)
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=1)

@@ -65,12 +65,11 @@ def takes(x: Tensor, *weights: Tensor | None) -> bool:
 @functools.cache
 def _present(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether triton can run there."""
-    if importlib.util.find_spec('triton') is None:
-        return False
-    if device.type == 'cuda':
-        capability = torch.cuda.get_device_capability(device)
-        return capability in _LARGE if dtype == torch.float32 else capability >= _CAPABILITY
-    return triton_launch.interpreted()
+    if device.type != 'cuda':
+        return importlib.util.find_spec('triton') is not None and triton_launch.interpreted()
+    capability = torch.cuda.get_device_capability(device)
+    fits = capability in _LARGE if dtype == torch.float32 else capability >= _CAPABILITY
+    return fits and triton_launch.works(device)
 
 
 @functools.lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
 from hat_plugin.engine import checkpoint
-from hat_plugin.engine.cuda_graphs import CudaGraphs, make_room
+from hat_plugin.engine.cuda_graphs import CudaGraphs, graphs_for, make_room
 from hat_plugin.engine.ema import update_ema
 from hat_plugin.engine.optimizers import LearningRate, build_optimizer
 from hat_plugin.engine.options import RootOptions
@@ -137,13 +137,9 @@ class RestorationModel(StepMixin, ValidationMixin, SRModel):
         self.forward_g: Callable[[Tensor], Tensor] = self.net_g
         if train_opt.get('compile'):
             self.forward_g = torch.compile(self.net_g, dynamic=False)
-        self.graphs = self._cuda_graphs() if train_opt.get('cuda_graphs') else None
-
-    def _cuda_graphs(self) -> CudaGraphs | None:
-        if self.device.type == 'cuda':
-            return CudaGraphs(self.get_bare_model(self.net_g))
-        get_root_logger().warning('train: cuda_graphs: there is no CUDA device; training goes without')
-        return None
+        self.graphs: CudaGraphs | None = None
+        if train_opt.get('cuda_graphs'):
+            self.graphs = graphs_for(self.net_g, self.device)
 
     def init_losses(self) -> None:
         """BasicSR's slots, and the ``losses`` list.

@@ -1,4 +1,4 @@
-"""Compile what `triton_launch` would launch for a GPU that is not here: ``python compile_triton.py CAPABILITY ...``.
+"""Compile what would be launched on a GPU that is not here: ``python compile_triton.py CAPABILITY DTYPE ...``.
 
 The interpreter runs what no compiler would take; this finds it. Prints, as JSON, for each launch the kernel's name, the
 bytes of shared memory and the number of loads by their width in bits.
@@ -18,7 +18,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hat_plugin.kernels import triton_kernels, triton_launch
+from hat_plugin.kernels import triton_kernels, triton_launch, triton_product_kernels, triton_products
+from hat_plugin.kernels.products import Layer, Norm
 from hat_plugin.kernels.triton_launch import Sizes
 
 TYPES = {torch.float32: '*fp32', torch.bfloat16: '*bf16', torch.float16: '*fp16'}
@@ -28,12 +29,13 @@ OPTIONS = ('num_warps', 'num_stages')
 class Recorder:
     """Stands for the module of kernels and for a kernel: compiles where the true one would launch."""
 
-    def __init__(self, capability: int, kernel: Any = None) -> None:
+    def __init__(self, capability: int, module: Any, kernel: Any = None) -> None:
         self.capability = capability
+        self.module = module
         self.kernel = kernel
 
     def __getattr__(self, name: str) -> Recorder:
-        return Recorder(self.capability, getattr(triton_kernels, name))
+        return Recorder(self.capability, self.module, getattr(self.module, name))
 
     def __getitem__(self, grid: tuple[int, ...]) -> Recorder:
         return self
@@ -44,7 +46,7 @@ class Recorder:
         signature, constants, attributes = {}, {}, {}
         for place, parameter in enumerate(self.kernel.params):
             value = values[parameter.name]
-            if parameter.is_constexpr:
+            if parameter.is_constexpr or value is None:
                 constants[parameter.name] = value
                 signature[parameter.name] = 'constexpr'
                 continue
@@ -68,7 +70,7 @@ def type_of(value: float) -> str:
 
 def launch(capability: int, dtype: torch.dtype, heads: int, width: int, sizes: Sizes) -> None:
     """Forward and backward of an image of 64x64, without data."""
-    triton_launch._kernels = lambda: Recorder(capability)  # type: ignore[assignment]
+    triton_launch._kernels = lambda: Recorder(capability, triton_kernels)  # type: ignore[assignment]
     image = torch.empty(2, 64, 64, 3 * heads * width, dtype=dtype, device='meta')
     table = torch.empty(sizes.table_rows, heads, device='meta')
     operands = (*image.chunk(3, dim=-1), table)
@@ -76,7 +78,33 @@ def launch(capability: int, dtype: torch.dtype, heads: int, width: int, sizes: S
     triton_launch.run_backward(out, *operands, out, lse, sizes)
 
 
+def launch_products(capability: int, dtype: torch.dtype, channels: int, hidden: int, squeezed: int) -> None:
+    """The layers of a hybrid attention block over 64x64 pixels, without data."""
+    triton_products._kernels = lambda: Recorder(capability, triton_product_kernels)  # type: ignore[assignment]
+
+    def weight(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device='meta')
+
+    def layer(outputs: int, *rest: int) -> Layer:
+        return Layer(weight(outputs, *rest), weight(outputs))
+
+    stream = torch.empty(1, 64, 64, channels, device='meta')
+    norm = Norm(stream[0, 0, 0], stream[0, 0, 0], 1e-5)
+    pixels, narrow = weight(*stream.shape), weight(1, 64, 64, squeezed)
+    triton_products.linear(stream, layer(3 * channels, channels), norm=norm)
+    scaled = pixels, weight(1, 1, 1, channels)
+    triton_products.linear(pixels, layer(channels, channels), add=stream, scaled=scaled)
+    triton_products.feed_forward(stream, norm, layer(hidden, channels), layer(channels, hidden))
+    if dtype != torch.float32:  # those of fp32 go to cuDNN
+        triton_products.convolution(pixels, layer(squeezed, channels, 3, 3)._replace(gelu=True))
+        triton_products.convolution(narrow, layer(channels, squeezed, 3, 3))
+        triton_products.convolution(pixels, layer(channels, channels, 3, 3), add=stream)
+
+
 if __name__ == '__main__':
-    capability, dtype, heads, width, window, overlap, shift = sys.argv[1:]
-    numbers = Sizes(0.2, int(heads), int(window), int(overlap) or None, int(shift))
-    launch(int(capability), getattr(torch, dtype), int(heads), int(width), numbers)
+    capability, dtype, *numbers = sys.argv[1:]
+    if len(numbers) == 3:
+        launch_products(int(capability), getattr(torch, dtype), *map(int, numbers))
+    else:
+        heads, width, window, overlap, shift = map(int, numbers)
+        launch(int(capability), getattr(torch, dtype), heads, width, Sizes(0.2, heads, window, overlap or None, shift))

@@ -5,10 +5,6 @@ TRITON_INTERPRET is set in tests/conftest.py where there is no CUDA device, befo
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 pytest.importorskip('triton')
+
+from compiling import compiled
 
 from hat_plugin.archs.hat_arch import HAT, hat_s
 from hat_plugin.kernels import triton_launch
@@ -238,8 +236,7 @@ def test_a_whole_network(device: str, dtype: torch.dtype, bound: float) -> None:
 
 
 @pytest.mark.gpu
-def test_a_published_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)  # it would round a difference of 1e-7 to one of 1e-3
+def test_a_published_network() -> None:
     net = perturbed(hat_s, 'cuda')
     x = torch.rand(1, 3, 50, 64, generator=torch.Generator().manual_seed(1)).cuda()
     with torch.no_grad():
@@ -300,17 +297,6 @@ def test_arguments_that_do_not_fit_are_refused(device: str) -> None:
         arguments = {'q': x, 'k': x, 'v': x, 'table': table, 'scale': 0.4, 'num_heads': 2, 'window_size': 4, **changes}
         with pytest.raises(ValueError, match=message):
             triton_attention(**arguments)
-
-
-def compiled(tmp_path: Path, *arguments: object) -> dict[str, dict]:
-    """What `compile_triton` says of each kernel, in a process whose triton does not interpret."""
-    script = Path(__file__).with_name('compile_triton.py')
-    path = os.pathsep.join(filter(None, [str(script.parents[2]), os.environ.get('PYTHONPATH')]))
-    environment = {**os.environ, 'TRITON_INTERPRET': '0', 'TRITON_CACHE_DIR': str(tmp_path), 'PYTHONPATH': path}
-    command = [sys.executable, str(script), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return {said['kernel']: said for said in map(json.loads, done.stdout.splitlines())}
 
 
 def test_a_compiler_takes_the_kernels(tmp_path: Path) -> None:

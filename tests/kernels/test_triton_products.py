@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 pytest.importorskip('triton')
+
+from compiling import compiled
 
 from hat_plugin.archs.hat_arch import HAT
 from hat_plugin.kernels import triton_launch, triton_products
@@ -120,3 +123,22 @@ def test_a_whole_network(device: str, precision: str) -> None:
                 found[name] = error(net(x), exact)
     assert found['triton'] != found['torch']
     assert found['triton'] < 2 * found['torch'] + (1e-5 if precision == 'fp32' else 1e-3)
+
+
+def test_a_compiler_takes_the_kernels(tmp_path: Path) -> None:
+    """For a GPU that is not here: the interpreter runs what no compiler would take."""
+    assert len(compiled(tmp_path, 90, 'bfloat16', 24, 48, 8)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('dtype', 'capability', 'kilobytes'),
+    [('bfloat16', 80, 99), ('bfloat16', 90, 99), ('float16', 90, 99), ('float32', 80, 163), ('float32', 90, 227)],
+)
+@pytest.mark.parametrize('sizes', [(180, 360, 60), (144, 288, 6)], ids=['HAT', 'HAT-S'])
+def test_published_sizes_fit_a_gpu(
+    tmp_path: Path, dtype: str, capability: int, kilobytes: int, sizes: tuple[int, int, int]
+) -> None:
+    """Shared memory within the least of any GPU from Ampere on; of fp32, within that of an A100 and an H100."""
+    for said in compiled(tmp_path, capability, dtype, *sizes).values():
+        assert said['shared'] <= kilobytes * 1024, said
