@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY))  # benchmarks/ is of the checkout, not of the distribution
 pytest.importorskip('spandrel')
 
-from benchmarks import growth, limits, machine, networks, probe, report, summary, timing
+from benchmarks import attention, growth, limits, machine, networks, probe, report, summary, timing
 from benchmarks.__main__ import PARTS, main
 from benchmarks.comparison import Entry, compare
 from benchmarks.networks import OURS, PUBLISHED, SWINIR, Contender
@@ -174,7 +174,7 @@ def test_distance_to_the_limit(clock: Clock, monkeypatch: pytest.MonkeyPatch) ->
 
 KNOWN_MEMORY = """
 import torch
-from benchmarks import probe
+from benchmarks import attention, probe
 
 def passing():
     for _ in range(2):
@@ -305,3 +305,12 @@ def test_no_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert main(['--quick', '--save', '--results', str(tmp_path / 'results')]) == 2
     assert 'pip install matplotlib' in capsys.readouterr().err
     assert not (tmp_path / 'results').exists()
+
+
+@pytest.mark.parametrize('trains', [True, False])
+@pytest.mark.parametrize('name', ['HAB, shifted', 'OCAB'])
+def test_one_attention_by_each_backend(name: str, trains: bool) -> None:
+    plan = Plan(rounds=1, most=1, budget=0.0, sample=0.0)
+    table = attention.compare(name, (1, 16, 32), torch.float32, torch.device('cpu'), trains=trains, plan=plan)
+    assert [line.split('|')[1].strip() for line in table.splitlines()[2:]] == ['reference', 'sdpa', 'recompute', 'cpp']
+    assert attention.main(['--size', '20']) == 2

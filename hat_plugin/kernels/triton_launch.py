@@ -59,9 +59,13 @@ def takes(x: Tensor, table: Tensor) -> bool:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def works(device: torch.device) -> bool:
     """Whether triton is installed and its kernels run on a GPU; tried once, since triton needs a C compiler there."""
+    return _tried(device)
+
+
+@functools.cache
+def _tried(device: torch.device) -> bool:
     if importlib.util.find_spec('triton') is None:
         return False
     plain = unset_fake_temporarily(), torch.no_grad(), torch.autocast(device.type, enabled=False)

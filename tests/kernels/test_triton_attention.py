@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip('triton')
 
@@ -313,3 +314,24 @@ def test_published_sizes_fit_a_gpu(tmp_path: Path, dtype: str, capability: int, 
     for said in compiled(tmp_path, capability, dtype, 6, 30, 16, overlap, shift).values():
         assert said['shared'] <= 99 * 1024, said
         assert '16' not in said['loads'] and said['loads'], said
+
+
+def test_where_triton_cannot_run_it_is_said_and_not_taken(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """Tried once, under torch.compile, autocast and fake tensors as well; without a C compiler it fails."""
+    device = torch.device('cpu')
+    triton_launch._tried.cache_clear()
+    with FakeTensorMode(), torch.autocast('cpu', torch.bfloat16):
+        assert triton_launch.works(device)
+    graph = torch.compile(lambda x: x + 1 if triton_launch.works(device) else x, fullgraph=True, backend='eager')
+    assert graph(torch.zeros(1)) == 1
+
+    def fails(*_: object) -> None:
+        raise RuntimeError('Failed to find C compiler')
+
+    monkeypatch.setattr(triton_launch, 'run_forward', fails)
+    triton_launch._tried.cache_clear()
+    try:
+        assert not triton_launch.works(device) and not triton_launch.works(device)
+        assert caplog.text.count('Failed to find C compiler') == 1
+    finally:
+        triton_launch._tried.cache_clear()
