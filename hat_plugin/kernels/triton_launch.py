@@ -26,6 +26,7 @@ from hat_plugin.layers.windows import MASKED
 logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CAPABILITY = (8, 0)  # of the first GPUs that multiply bf16; unasked, older ones and AMD's take torch's kernels
 
 _LARGEST_TABLE = 39 * 39  # rows: windows of 16 pixels that see 24, of 20 that see themselves
 _TOKENS = 64  # of a block of queries or keys
@@ -67,6 +68,8 @@ def works(device: torch.device) -> bool:
 @functools.cache
 def _tried(device: torch.device) -> bool:
     if importlib.util.find_spec('triton') is None:
+        return False
+    if device.type == 'cuda' and (torch.version.hip or torch.cuda.get_device_capability(device) < CAPABILITY):
         return False
     plain = unset_fake_temporarily(), torch.no_grad(), torch.autocast(device.type, enabled=False)
     try:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from hat_plugin.kernels import triton_launch
 from hat_plugin.kernels.products import Layer, Norm, choice
 
-_CAPABILITY = (8, 0)  # of the first GPUs that multiply bf16
 _LARGE = ((8, 0), (9, 0), (10, 0), (10, 3))  # those with the 160 KB of shared memory that fp32 takes
 _WIDEST = 192  # channels of a pixel; more would not fit into registers
 
@@ -67,8 +66,7 @@ def _present(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether triton can run there."""
     if device.type != 'cuda':
         return importlib.util.find_spec('triton') is not None and triton_launch.interpreted()
-    capability = torch.cuda.get_device_capability(device)
-    fits = capability in _LARGE if dtype == torch.float32 else capability >= _CAPABILITY
+    fits = dtype != torch.float32 or torch.cuda.get_device_capability(device) in _LARGE
     return fits and triton_launch.works(device)
 
 
