@@ -67,9 +67,12 @@ def triton_attention(
         ValueError: shapes, sizes, dtypes or devices do not fit each other.
         TritonError: triton is not installed, or tensors are on the CPU and triton's interpreter is off.
     """
-    result: Tensor = torch.ops.hat_plugin.triton_attention(
-        q, k, v, table, scale, num_heads, window_size, overlap_size, shift_size
-    )[0]
+    numbers = (scale, num_heads, window_size, overlap_size, shift_size)
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and type(q) is Tensor:
+        sizes = Sizes(*numbers)  # a launch costs the host time enough without torch's dispatcher
+        check(q, k, v, table, sizes)
+        return run_forward(q, k, v, table.detach(), sizes)[0]
+    result: Tensor = torch.ops.hat_plugin.triton_attention(q, k, v, table, *numbers)[0]
     return result
 
 

@@ -70,11 +70,14 @@ def _operand(
 
 
 @triton.jit
-def _turned(weight, output, FIRST: tl.constexpr, SIZE: tl.constexpr, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr):
-    """Columns from FIRST on of rows `output` of a weight (OUTPUTS, INPUTS), turned: (SIZE, outputs)."""
+def _turned(
+    weight, output, FIRST: tl.constexpr, SIZE: tl.constexpr, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr,
+    APART: tl.constexpr,
+):  # fmt: skip
+    """Columns from FIRST on of rows `output` of a weight (OUTPUTS, INPUTS), turned: (SIZE, outputs); rows are APART."""
     column = FIRST + tl.arange(0, SIZE)
     here = (column < INPUTS)[:, None] & (output < OUTPUTS)[None, :]
-    return tl.load(weight + output[None, :] * INPUTS + column[:, None], mask=here, other=0.0)
+    return tl.load(weight + output[None, :] * APART + column[:, None], mask=here, other=0.0)
 
 
 @triton.jit
@@ -105,9 +108,9 @@ def linear_kernel(
             _store(normed, rest, row, inside, MAIN + tl.arange(0, REST), INPUTS)
     for start in range(0, OUTPUTS, BLOCK_OUT):
         output = start + tl.arange(0, BLOCK_OUT)
-        result = _product(main, _turned(weight, output, 0, MAIN, INPUTS, OUTPUTS), PRECISION, UPCAST)
+        result = _product(main, _turned(weight, output, 0, MAIN, INPUTS, OUTPUTS, INPUTS), PRECISION, UPCAST)
         if REST > 0:
-            result += _product(rest, _turned(weight, output, MAIN, REST, INPUTS, OUTPUTS), PRECISION, UPCAST)
+            result += _product(rest, _turned(weight, output, MAIN, REST, INPUTS, OUTPUTS, INPUTS), PRECISION, UPCAST)
         here = output < OUTPUTS
         if BIAS:
             result += tl.load(bias + output, mask=here, other=0.0).to(tl.float32)[None, :]
@@ -142,9 +145,9 @@ def feed_forward_kernel(
     for start in range(0, HIDDEN, BLOCK_HIDDEN):
         hidden = start + tl.arange(0, BLOCK_HIDDEN)
         there = hidden < HIDDEN
-        y = _product(main, _turned(weight1, hidden, 0, MAIN, CHANNELS, HIDDEN), PRECISION, UPCAST)
+        y = _product(main, _turned(weight1, hidden, 0, MAIN, CHANNELS, HIDDEN, CHANNELS), PRECISION, UPCAST)
         if REST > 0:
-            y += _product(rest, _turned(weight1, hidden, MAIN, REST, CHANNELS, HIDDEN), PRECISION, UPCAST)
+            y += _product(rest, _turned(weight1, hidden, MAIN, REST, CHANNELS, HIDDEN, CHANNELS), PRECISION, UPCAST)
         y += tl.load(bias1 + hidden, mask=there, other=0.0).to(tl.float32)[None, :]
         y = _gelu(y).to(weight2.dtype.element_ty)
         of_main += _product(y, _down(weight2, hidden, there, 0, MAIN, CHANNELS, HIDDEN), PRECISION, UPCAST)
@@ -183,7 +186,7 @@ def convolution_kernel(
     GELU: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
     UPCAST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
-    """A 3x3 convolution, zeros beyond the border, of a block of pixels; the weight is (3, 3, OUTPUTS, INPUTS)."""
+    """A 3x3 convolution, zeros beyond the border, of a block of pixels; the weight is (OUTPUTS, 3, 3, INPUTS)."""
     row = tl.arange(0, BLOCK)
     first = tl.program_id(0).to(tl.int64) * BLOCK
     inside = row < rows - first
@@ -196,12 +199,14 @@ def convolution_kernel(
         down, right = tap // 3 - 1, tap % 3 - 1
         seen = inside & (at_y + down >= 0) & (at_y + down < height) & (at_x + right >= 0) & (at_x + right < width)
         place = row + down * width + right
-        by = weight + tap * (OUTPUTS * INPUTS)
+        by = weight + tap * INPUTS
         seen_main = _seen(x, place, seen, 0, MAIN, INPUTS)
-        result += _product(seen_main, _turned(by, output, 0, MAIN, INPUTS, OUTPUTS), PRECISION, UPCAST)
+        result += _product(seen_main, _turned(by, output, 0, MAIN, INPUTS, OUTPUTS, 9 * INPUTS), PRECISION, UPCAST)
         if REST > 0:
             seen_rest = _seen(x, place, seen, MAIN, REST, INPUTS)
-            result += _product(seen_rest, _turned(by, output, MAIN, REST, INPUTS, OUTPUTS), PRECISION, UPCAST)
+            result += _product(
+                seen_rest, _turned(by, output, MAIN, REST, INPUTS, OUTPUTS, 9 * INPUTS), PRECISION, UPCAST
+            )
     if BIAS:
         result += tl.load(bias + output, mask=here, other=0.0).to(tl.float32)[None, :]
     if GELU:

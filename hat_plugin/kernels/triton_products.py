@@ -167,8 +167,8 @@ def convolution(x: Tensor, layer: Layer, *, add: Tensor | None = None) -> Tensor
     Returns:
         (B, H, W, outputs), contiguous, in the type of `add`, else of the weight.
     """
-    x, weight = x.contiguous(), layer.weight.permute(2, 3, 0, 1).contiguous()
-    outputs, inputs = weight.shape[2:]
+    x, weight = x.contiguous(), layer.weight.contiguous(memory_format=torch.channels_last)
+    outputs, inputs = weight.shape[:2]
     out = x.new_empty((*x.shape[:-1], outputs), dtype=weight.dtype if add is None else add.dtype)
     rows = x.numel() // inputs
     block, wide = min(_CONVOLUTION.rows, _power(rows)), min(_CONVOLUTION.wide, _power(outputs))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hat_plugin.layers.convolution import Conv2d
@@ -39,6 +40,15 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
         return x * self.attention(x)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """What each channel of (B, H, W, C) is weighed by, (B, 1, 1, C)."""
+        pool, down, _, up, _ = self.attention
+        if type(pool) is not nn.AdaptiveAvgPool2d or not isinstance(down, nn.Conv2d) or not isinstance(up, nn.Conv2d):
+            seen: Tensor = self.attention(x.permute(0, 3, 1, 2))
+            return seen.permute(0, 2, 3, 1)
+        y = F.linear(x.mean((1, 2)), down.weight.flatten(1), down.bias)  # less to launch than convolutions of a pixel
+        return F.linear(F.relu(y), up.weight.flatten(1), up.bias).sigmoid()[:, None, None]
 
 
 class CAB(nn.Module):
@@ -82,7 +92,7 @@ class CAB(nn.Module):
         assert isinstance(weigh, ChannelAttention)
         if prepare is None and isinstance(first, Conv2d) and isinstance(second, Conv2d) and first.takes_image(x):
             whole = second.over_image(first.over_image(x, gelu=True))
-            return whole, weigh.attention(whole.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            return whole, weigh.weights(whole)
 
         def source(top: int, bottom: int) -> Tensor:
             strip = x[:, top:bottom]
@@ -97,7 +107,7 @@ class CAB(nn.Module):
                 branch = features.new_empty(x.shape) if branch is None else branch
                 branch[:, top:bottom] = features
         assert branch is not None
-        return branch, weigh.attention(branch.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return branch, weigh.weights(branch)
 
 
 NORMS = ('none', 'instance', 'batch')

@@ -48,4 +48,8 @@ def prepare_for_inference(net: Network, precision: str) -> Network:
         for name, parameter in net.named_parameters():
             if name.endswith('relative_position_bias_table'):
                 parameter.data = parameter.data.to(dtype)
+    if dtype != torch.float32:
+        for module in net.modules():  # what GPUs would make of convolutions' weights at each call
+            if isinstance(module, nn.Conv2d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     return net.eval()
