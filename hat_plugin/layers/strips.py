@@ -22,7 +22,7 @@ from hat_plugin.layers.windows import window_partition, window_reverse
 _CORE_TOKENS = 4096
 _CUDA_TOKENS = 1 << 17
 _MAP_TOKENS = 1 << 14  # pixels of a strip of rows of a feature map, at least
-_CUDA_MAP_TOKENS = 1 << 20
+_CUDA_MAP_TOKENS = 1 << 20  # the same on a GPU, where eight strips are eight times the launches
 _MAP_SHARE = 8  # and that part of a large one: little beside the whole, and few rows computed twice
 _HEAD_BYTES = 32 << 20  # of the largest feature map of a strip on the way up
 _CUDA_HEAD_BYTES = 512 << 20

@@ -170,9 +170,8 @@ class StepMixin:
         skips_itself = not self.scaler.is_enabled() and skips_on_the_device(optimizer)
         if skips_itself:
             decisive = [index for index, name in enumerate(names) if name.startswith('l_') or name == norm_name]
-            step_if_finite(
-                optimizer, torch.stack([values[index] for index in decisive])
-            )  # a list would wait for the GPU
+            checked = torch.stack([values[index] for index in decisive])  # a list as index would wait for the GPU
+            step_if_finite(optimizer, checked)
         self._outcome = Outcome.of(values, names, norm_name, current_iter, self.log_dict, then)
         if not skips_itself:
             self._step_as_told(optimizer, self._outcome)
