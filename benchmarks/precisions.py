@@ -1,6 +1,6 @@
 """What bf16 costs: PSNR of restored pictures in each precision, by the same weights.
 
-    python -m benchmarks.precisions WEIGHTS GT LQ
+    python -m benchmarks.precisions WEIGHTS GT LQ [--opt FILE]
 
 GT and LQ are folders whose pictures have the same names, as `basicsr prepare benchmark` makes them:
 datasets/Set5/GTmod4 and datasets/Set5/LRbicx4. PSNR is of Y (BT.601), uint8, border = scale; of RGB at scale 1.
@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('weights', type=Path, help='.pth or .safetensors')
     parser.add_argument('gt', type=Path, help='folder of the true pictures')
     parser.add_argument('lq', type=Path, help='folder of the pictures to restore, by the same names')
+    parser.add_argument('--opt', type=Path, help='whose network_g it is; else as the shapes of the weights tell')
     args = parser.parse_args(argv)
     names = sorted(file.name for file in args.gt.glob('*.png'))
     missing = [name for name in names if not (args.lq / name).is_file()]
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         raise HatPluginError(f'{args.gt}: no .png' if not names else f'{args.lq / missing[0]}: missing')
     networks = {}
     for label, precision in PRECISIONS.items():
-        networks[label] = load_network(args.weights, device='cpu')
+        networks[label] = load_network(args.weights, opt=args.opt, device='cpu')
         prepare_for_inference(networks[label].net, precision)
     rows = []
     for name in progress(names, description='restoring'):
