@@ -184,10 +184,11 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.hat_product.argtypes = [ctypes.POINTER(ProductArguments)] * 2
     library.hat_tile_product.argtypes = [ctypes.POINTER(TileProductArguments)] * 2
     library.hat_convolution_gradient.argtypes = [ctypes.POINTER(ConvolutionGradientArguments)]
+    library.hat_gather_bias.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 5]
     library.hat_bf16_way.argtypes = [ctypes.c_int]
     library.hat_vector_bits.argtypes = []
     for name in (
-        *('hat_window_attention', 'hat_window_attention_gradient', 'hat_bf16_way'),
+        *('hat_window_attention', 'hat_window_attention_gradient', 'hat_gather_bias', 'hat_bf16_way'),
         *('hat_product', 'hat_tile_product', 'hat_convolution_gradient', 'hat_vector_bits'),
     ):
         getattr(library, name).restype = ctypes.c_int

@@ -188,6 +188,27 @@ def run_image_gradient(
     return dqkv, dbias.sum(0).to(bias.dtype)
 
 
+def run_gather(library: ctypes.CDLL, table: Tensor, index: Tensor, threads: int | None = None) -> Tensor:
+    """The bias of each pair of tokens: a table (rows, heads) and rows of it (N, M), int64, to (heads, N, M).
+
+    Raises:
+        ValueError: other dtypes.
+        IndexError: the table has no such row.
+    """
+    if table.dtype not in DTYPES or index.dtype != torch.int64 or table.device.type != 'cpu':
+        raise ValueError(
+            f'a table of {table.dtype} on {table.device}, rows {index.dtype}: give fp32 or bf16, and int64'
+        )
+    table, index = table.contiguous(), index.contiguous()
+    (rows, heads), half = table.shape, table.dtype == torch.bfloat16
+    out = table.new_empty(heads, *index.shape)
+    threads = threads or torch.get_num_threads()
+    addresses = (table.data_ptr(), index.data_ptr(), out.data_ptr())
+    if library.hat_gather_bias(*addresses, rows, heads, index.numel(), half, threads):
+        raise IndexError(f'a bias table of {rows} rows does not have all that the position index asks for')
+    return out
+
+
 def _image_call(
     qkv: Tensor, out: Tensor, bias: Tensor, masks: Tensor | None, geometry: Geometry, threads: int | None
 ) -> _Call:

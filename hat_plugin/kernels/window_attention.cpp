@@ -130,6 +130,19 @@ int &way() {
     return chosen;
 }
 
+// A head's biases, (heads, count), from a table (rows, heads) and the row of each pair of tokens. 2: there is no such row.
+template <class T>
+int gather(const T *table, const int64_t *index, T *out, int64_t rows, int64_t heads, int64_t count, int64_t threads) {
+    int failed = 0;
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static) reduction(| : failed)
+    for (int64_t i = 0; i < count; ++i) {
+        const bool there = index[i] >= 0 && index[i] < rows;
+        failed |= there ? 0 : 2;
+        for (int64_t head = 0; there && head < heads; ++head) out[head * count + i] = table[index[i] * heads + head];
+    }
+    return failed;
+}
+
 }  // namespace
 
 // Each gives 0 if all went well, 1 if memory ran out. The sizes are the caller's to check.
@@ -156,4 +169,12 @@ extern "C" int hat_window_attention_gradient(const WindowGradient *g) {
 extern "C" int hat_bf16_way(int wanted) {
     if (is_there(wanted)) way() = wanted;
     return way();
+}
+
+// As `gather`, of bf16 if `half`, else of fp32.
+extern "C" int hat_gather_bias(const void *table, const int64_t *index, void *out, int64_t rows, int64_t heads,
+                               int64_t count, int64_t half, int64_t threads) {
+    if (half)
+        return gather(static_cast<const bf16 *>(table), index, static_cast<bf16 *>(out), rows, heads, count, threads);
+    return gather(static_cast<const float *>(table), index, static_cast<float *>(out), rows, heads, count, threads);
 }

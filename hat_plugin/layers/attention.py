@@ -25,7 +25,7 @@ from torch import Tensor
 from hat_plugin.kernels.triton_attention import triton_attention
 from hat_plugin.kernels.triton_launch import require_triton
 from hat_plugin.kernels.triton_launch import takes as triton_takes
-from hat_plugin.kernels.window_attention import supports, supports_image, window_attention
+from hat_plugin.kernels.window_attention import gathered_bias, supports, supports_image, window_attention
 from hat_plugin.layers.fused import flex_bias_attention, fused_attention
 from hat_plugin.layers.recompute import plain_attention, recomputed_attention
 from hat_plugin.layers.strips import is_one_chunk
@@ -229,6 +229,9 @@ def gather_bias(table: Tensor, index: Tensor) -> Tensor:
     Returns:
         (heads, N, M), contiguous, in the table's dtype.
     """
+    gathered = gathered_bias(table, index)
+    if gathered is not None:
+        return gathered
     half = table.device.type == 'cpu' and table.dtype in (torch.bfloat16, torch.float16)  # four times as slow there
     by_head = (table.float() if half else table).t().contiguous()
     if table.is_cuda and torch.is_grad_enabled() and table.requires_grad:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hat_plugin.kernels import library, native
-from hat_plugin.kernels.native import Geometry
+from hat_plugin.kernels.native import Geometry, run_gather
 from hat_plugin.kernels.window_attention import (
     available,
+    gathered_bias,
     image_window_attention,
     supports,
     supports_image,
     window_attention,
 )
+from hat_plugin.layers.attention import gather_bias
 from hat_plugin.layers.windows import overlapping_windows, shift_masks, window_partition, window_reverse
 
 
@@ -282,3 +284,24 @@ def test_arguments_that_do_not_fit_are_refused(kernel):
             image_window_attention(image, bias, scale=0.4, num_heads=2, **sizes)
     with pytest.raises(ValueError, match='give \\(B, H, W, 3'):
         image_window_attention(image[..., 1:], bias, scale=0.4, num_heads=2, window_size=4)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('shape', [(961, 6, 256, 256), (9, 1, 4, 4), (49, 3, 16, 25)])
+def test_the_bias_is_gathered(kernel, dtype, shape) -> None:
+    rows, heads, queries, keys = shape
+    table = torch.randn(rows, heads).to(dtype)
+    index = torch.randint(rows, (queries, keys))
+    index[0, 0], index[-1, -1] = 0, rows - 1
+    expected = table[index].permute(2, 0, 1)
+    assert torch.equal(gather_bias(table, index), expected)
+    assert torch.equal(run_gather(kernel, table.t().contiguous().t(), index, threads=3), expected)
+    learning = table.clone().requires_grad_()
+    assert gathered_bias(learning, index) is None
+    with torch.no_grad():
+        assert torch.equal(gathered_bias(nn.Parameter(table), index), expected)
+    assert gathered_bias(table.double(), index) is None and gathered_bias(table.to('meta'), index) is None
+    for wrong in (-1, rows):
+        index[1, 1] = wrong
+        with pytest.raises(IndexError, match=f'{rows} rows'):
+            run_gather(kernel, table, index)
