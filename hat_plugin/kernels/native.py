@@ -205,7 +205,10 @@ def run_gather(library: ctypes.CDLL, table: Tensor, index: Tensor, threads: int 
     threads = threads or torch.get_num_threads()
     addresses = (table.data_ptr(), index.data_ptr(), out.data_ptr())
     if library.hat_gather_bias(*addresses, rows, heads, index.numel(), half, threads):
-        raise IndexError(f'a bias table of {rows} rows does not have all that the position index asks for')
+        raise IndexError(
+            f'a bias table of {rows} rows does not have all that the position index asks for: '
+            'give weights and window_size that belong together'
+        )
     return out
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hat_plugin.kernels.library import ConvolutionGradientArguments, ProductArguments, load, three
+from hat_plugin.kernels.triton_launch import require_triton
 
 CHOICES = ('auto', 'cpp', 'triton', 'torch')
 
@@ -25,6 +26,8 @@ CHOICES = ('auto', 'cpp', 'triton', 'torch')
 def _named(name: str) -> str:
     if name not in CHOICES:
         raise ValueError(f"products '{name}' are unknown: set HAT_PRODUCTS to one of {', '.join(CHOICES)}")
+    if name == 'triton':
+        require_triton()
     return name
 
 
@@ -40,6 +43,7 @@ def products_by(name: str) -> Iterator[None]:
 
     Raises:
         ValueError: it is none of them; the choice stays.
+        TritonError: 'triton' is not installed; the choice stays.
     """
     global _choice
     before, _choice = _choice, _named(name)
@@ -61,20 +65,30 @@ def takes(*tensors: Tensor | None) -> bool:
     processors with AVX2 or AVX-512: over 4,096 pixels it took 0.5 to 0.7 of torch's time for a normalised MLP with its
     residual, and 0.5 to 0.6 for a convolution, forward as backward.
     """
-    if (
-        _choice in ('torch', 'triton')
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled('cpu')
-        or torch._C._are_functorch_transforms_active()  # its tensors have no memory of their own
-        or not all(x is None or _plain(x) for x in tensors)
-    ):
+    if _choice in ('torch', 'triton') or not ordinary('cpu', *tensors):
+        return False
+    if any(x is not None and x.dtype != torch.float32 for x in tensors):
         return False
     library = load()
     return library is not None and (_choice == 'cpp' or library.hat_vector_bits() >= 256)
 
 
-def _plain(x: Tensor) -> bool:
-    return type(x) in (Tensor, nn.Parameter) and x.device.type == 'cpu' and x.dtype == torch.float32 and x.numel() > 0
+def ordinary(device_type: str, *tensors: Tensor | None) -> bool:
+    """Whether kernels that read memory by themselves may be given these: nothing traces, casts or stands for them.
+
+    Args:
+        device_type: 'cpu' or 'cuda': where all must be, on one device.
+        tensors: not empty; None is passed over.
+    """
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type):
+        return False
+    if torch._C._are_functorch_transforms_active():  # its tensors have no memory of their own
+        return False
+    there = [x for x in tensors if x is not None]
+    kinds = (Tensor, nn.Parameter)
+    return all(
+        type(x) in kinds and x.device.type == device_type and x.device == there[0].device and x.numel() for x in there
+    )
 
 
 class Norm(NamedTuple):
@@ -225,12 +239,31 @@ def _check(
     add: Tensor | None,
     scaled: tuple[Tensor, Tensor] | None,
 ) -> None:
-    """Raise a ValueError unless the operands fit each other: beyond is no safety net."""
+    """Raise a ValueError unless the operands of `product` fit each other: beyond is no safety net."""
+    if x.ndim != 4:
+        raise ValueError(f'x {tuple(x.shape)} and {len(layers)} layers: give (B, H, W, C) and one layer or two')
+    for name, tensor in check_fit(x, layers, norm, add, scaled).items():
+        if tensor.dtype != torch.float32 or tensor.device.type != 'cpu':
+            raise ValueError(f'{name} is {tensor.dtype} on {tensor.device}: this kernel is for fp32 on the CPU')
+
+
+def check_fit(
+    x: Tensor,
+    layers: tuple[Layer, ...],
+    norm: Norm | None = None,
+    add: Tensor | None = None,
+    scaled: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """All operands by name, of `product` or of a kernel like it, x being (B, ..., C).
+
+    Raises:
+        ValueError: shapes do not fit each other.
+    """
     tensors = {'x': x}
     shapes: dict[str, tuple[int, ...]] = {}
     inputs = x.shape[-1]
-    if x.ndim != 4 or 0 in x.shape or not 1 <= len(layers) <= 2:
-        raise ValueError(f'x {tuple(x.shape)} and {len(layers)} layers: give (B, H, W, C) and one layer or two')
+    if x.ndim < 2 or 0 in x.shape or not 1 <= len(layers) <= 2:
+        raise ValueError(f'x {tuple(x.shape)} and {len(layers)} layers: give (B, ..., C) and one layer or two')
     if norm is not None:
         tensors |= {'norm.weight': norm.weight, 'norm.bias': norm.bias}
         shapes |= {'norm.weight': (inputs,), 'norm.bias': (inputs,)}
@@ -245,7 +278,7 @@ def _check(
         inputs = weight.shape[0]
         if bias is not None:
             tensors[f'bias {number}'], shapes[f'bias {number}'] = bias, (inputs,)
-    image = (*x.shape[:3], inputs)
+    image = (*x.shape[:-1], inputs)
     if add is not None:
         tensors['add'], shapes['add'] = add, image
     if scaled is not None:
@@ -254,5 +287,32 @@ def _check(
     for name, tensor in tensors.items():
         if name in shapes and tuple(tensor.shape) != shapes[name]:
             raise ValueError(f'{name} {tuple(tensor.shape)} does not fit x {tuple(x.shape)}: give {shapes[name]}')
-        if tensor.dtype != torch.float32 or tensor.device.type != 'cpu':
-            raise ValueError(f'{name} is {tensor.dtype} on {tensor.device}: this kernel is for fp32 on the CPU')
+    return tensors
+
+
+def check_fused(
+    x: Tensor,
+    layers: tuple[Layer, ...],
+    norm: Norm | None = None,
+    add: Tensor | None = None,
+    scaled: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """What `triton_products` and `tile_products` take: x and `add` in fp32 or the weights' type, all on one device.
+
+    Args:
+        scaled: its factor is (1 or B, ..., outputs).
+
+    Raises:
+        ValueError: the operands do not fit each other.
+    """
+    dtype, outputs = layers[0].weight.dtype, layers[-1].weight.shape[0]
+    if scaled is not None:
+        factor = scaled[1].reshape(-1, outputs)
+        scaled = scaled[0], factor.expand(x.shape[0], outputs) if factor.shape[0] == 1 else factor
+    for name, tensor in check_fit(x, layers, norm, add, scaled).items():
+        fits = tensor.dtype == dtype or (tensor.dtype == torch.float32 and not name.startswith('weight'))
+        if not fits or tensor.device != x.device:
+            raise ValueError(
+                f'{name} is {tensor.dtype} on {tensor.device}: give {dtype}, as the weight, on {x.device}; '
+                'all but weights may be fp32'
+            )

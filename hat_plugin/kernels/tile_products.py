@@ -9,10 +9,10 @@ from __future__ import annotations
 import ctypes
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hat_plugin.kernels.library import TileProductArguments, load
-from hat_plugin.kernels.products import Layer, Norm, choice
+from hat_plugin.kernels.products import Layer, Norm, check_fused, choice, ordinary
 
 _AMX = 2  # of `library.BF16_WAYS`
 
@@ -22,14 +22,11 @@ def takes(x: Tensor, *weights: Tensor | None) -> bool:
 
     HAT_PRODUCTS=torch never takes it.
     """
-    if choice() not in ('auto', 'cpp') or torch.compiler.is_compiling() or x.device.type != 'cpu':
+    if choice() not in ('auto', 'cpp') or not ordinary('cpu', x, *weights):
         return False
-    if torch.is_autocast_enabled('cpu') or torch._C._are_functorch_transforms_active() or x.numel() == 0:
+    if x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    tensors = [x, *(weight for weight in weights if weight is not None)]
-    if not all(type(tensor) in (Tensor, nn.Parameter) and tensor.device == x.device for tensor in tensors):
-        return False
-    if x.dtype not in (torch.float32, torch.bfloat16) or any(tensor.dtype != torch.bfloat16 for tensor in tensors[1:]):
+    if any(weight is not None and weight.dtype != torch.bfloat16 for weight in weights):
         return False
     library = load()
     return library is not None and library.hat_bf16_way(-1) == _AMX
@@ -50,8 +47,10 @@ def linear(
         library: the kernels; None for those of this machine.
 
     Raises:
+        ValueError: the operands do not fit each other.
         RuntimeError: memory ran out, or there is no AMX.
     """
+    check_fused(x, (layer,), norm, add, scaled)
     outputs = layer.weight.shape[0]
     out = x.new_empty((*x.shape[:-1], outputs), dtype=torch.bfloat16 if add is None else add.dtype)
     normed = x if norm is None else torch.empty_like(x, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
@@ -71,6 +70,7 @@ def linear(
 
 def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer, *, library: ctypes.CDLL | None = None) -> Tensor:
     """x + down(GELU(up(norm(x)))); arguments and result as in `triton_products.feed_forward`, errors as in `linear`."""
+    check_fused(x, (up, down), norm, x)
     x = x.contiguous()
     out = torch.empty_like(x)
     kept: list[Tensor] = [out, x]

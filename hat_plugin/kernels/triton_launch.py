@@ -43,8 +43,8 @@ def require_triton() -> None:
     """Raise a TritonError unless triton is installed. It is not imported."""
     if importlib.util.find_spec('triton') is None:
         raise TritonError(
-            'attention by triton was asked for, and the package triton is not installed: `pip install triton` '
-            '(Linux), or choose another HAT_ATTENTION'
+            'attention or products by triton were asked for, and the package is not installed: `pip install triton` '
+            '(Linux), or choose another HAT_ATTENTION or HAT_PRODUCTS'
         )
 
 

@@ -91,17 +91,17 @@ def _store(out, value, row, inside, column, CHANNELS: tl.constexpr):
 def linear_kernel(
     x, norm_weight, norm_bias, eps, weight, bias, add, features, factor, normed, out, rows, pixels,
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, NORM: tl.constexpr,
-    BIAS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr, NORMED: tl.constexpr, PRECISION: tl.constexpr,
+    BIAS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr, PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
-    """A linear layer over a block of rows, normalised before, and what is added; the normalised rows too if NORMED."""
+    """A linear layer over a block of rows, normalised before, and what is added; the normalised rows too."""
     row = tl.arange(0, BLOCK)
     first = tl.program_id(0).to(tl.int64) * BLOCK
     inside = row < rows - first
     x, out = x + first * INPUTS, out + first * OUTPUTS
     main, rest = _operand(x, row, inside, norm_weight, norm_bias, eps, weight, NORM, INPUTS, MAIN, REST)
-    if NORMED:
+    if NORM:
         normed += first * INPUTS
         _store(normed, main, row, inside, tl.arange(0, MAIN), INPUTS)
         if REST > 0:

@@ -13,10 +13,10 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hat_plugin.kernels import triton_launch
-from hat_plugin.kernels.products import Layer, Norm, choice
+from hat_plugin.kernels.products import Layer, Norm, check_fit, check_fused, choice, ordinary
 
 _LARGE = ((8, 0), (9, 0), (10, 0), (10, 3))  # those with the 160 KB of shared memory that fp32 takes
 _WIDEST = 192  # channels of a pixel; more would not fit into registers
@@ -46,17 +46,14 @@ def takes(x: Tensor, *weights: Tensor | None) -> bool:
 
     HAT_PRODUCTS=torch never takes them.
     """
-    if choice() not in (('auto', 'triton') if x.is_cuda else ('triton',)) or x.device.type not in ('cuda', 'cpu'):
+    device_type = 'cuda' if x.is_cuda else 'cpu'
+    if choice() not in (('auto', 'triton') if x.is_cuda else ('triton',)) or not ordinary(device_type, x, *weights):
         return False
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    dtypes = {weight.dtype for weight in weights if weight is not None}
+    if len(dtypes) != 1 or weights[0] is None or weights[0].shape[1] > _WIDEST:
         return False
-    tensors = [x, *(weight for weight in weights if weight is not None)]
-    if not all(type(tensor) in (Tensor, nn.Parameter) and tensor.device == x.device for tensor in tensors):
-        return False
-    if torch._C._are_functorch_transforms_active() or x.numel() == 0 or tensors[1].shape[1] > _WIDEST:
-        return False
-    dtype = tensors[1].dtype
-    if dtype not in triton_launch.DTYPES or any(weight.dtype != dtype for weight in tensors[2:]):
+    (dtype,) = dtypes
+    if dtype not in triton_launch.DTYPES:
         return False
     return x.dtype in (dtype, torch.float32) and _present(x.device, dtype)
 
@@ -94,7 +91,11 @@ def linear(
 
     Returns:
         (B, H, W, outputs), in the type of `add`, else of the weight; and norm(x) in the weight's type, else x.
+
+    Raises:
+        ValueError: the operands do not fit each other.
     """
+    check_fused(x, (layer,), norm, add, scaled)
     x, weight = x.contiguous(), layer.weight.contiguous()
     outputs, inputs = weight.shape
     out = x.new_empty((*x.shape[:-1], outputs), dtype=weight.dtype if add is None else add.dtype)
@@ -114,7 +115,6 @@ def linear(
             BIAS=layer.bias is not None,
             ADD=add is not None,
             SCALED=scaled is not None,
-            NORMED=norm is not None,
             **_arithmetic(weight),
             BLOCK=block,
             BLOCK_OUT=wide,
@@ -135,7 +135,13 @@ def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer) -> Tensor:
 
     Returns:
         A tensor like x, contiguous.
+
+    Raises:
+        ValueError: the operands do not fit each other, or a layer has no bias.
     """
+    check_fused(x, (up, down), norm, x)
+    if up.bias is None or down.bias is None:
+        raise ValueError('a layer without a bias: this kernel takes two with one')
     x, weight1, weight2 = x.contiguous(), up.weight.contiguous(), down.weight.contiguous()
     hidden, channels = weight1.shape
     out = torch.empty_like(x)
@@ -166,7 +172,13 @@ def convolution(x: Tensor, layer: Layer, *, add: Tensor | None = None) -> Tensor
 
     Returns:
         (B, H, W, outputs), contiguous, in the type of `add`, else of the weight.
+
+    Raises:
+        ValueError: the operands do not fit each other.
     """
+    check_fit(x, (layer._replace(gelu=False),))
+    if add is not None and add.shape != (*x.shape[:-1], layer.weight.shape[0]):
+        raise ValueError(f'add {tuple(add.shape)} does not fit x {tuple(x.shape)} and {layer.weight.shape[0]} outputs')
     x, weight = x.contiguous(), layer.weight.contiguous(memory_format=torch.channels_last)
     outputs, inputs = weight.shape[:2]
     out = x.new_empty((*x.shape[:-1], outputs), dtype=weight.dtype if add is None else add.dtype)

@@ -264,5 +264,5 @@ class RHAG(nn.Module):
         """(B, H, W, C) to the same shape; H and W are multiples of the window."""
         y = self.residual_group(x, tables)
         if use_strips(x, self):
-            return add_in_strips(torch.empty_like(x), x, self.conv, lambda top, bottom: y[:, top:bottom])
+            return add_in_strips(None, x, self.conv, lambda top, bottom: y[:, top:bottom])
         return x + self.conv(like_convolution(y, self.conv).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

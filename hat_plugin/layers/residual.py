@@ -37,17 +37,19 @@ def like_convolution(x: Tensor, convolution: nn.Module) -> Tensor:
     return like_weights(x, flat_steps([convolution])[0])
 
 
-def add_in_strips(result: Tensor, x: Tensor, convolution: nn.Module, source: Callable[[int, int], Tensor]) -> Tensor:
+def add_in_strips(
+    result: Tensor | None, x: Tensor, convolution: nn.Module, source: Callable[[int, int], Tensor]
+) -> Tensor:
     """x + convolution(y) in inference, a strip of rows at a time.
 
     Args:
-        result: may take the sum, (B, H, W, C); may be x itself.
+        result: may take the sum, (B, H, W, C); x itself, or None for a new image.
         x: (B, H, W, C).
         convolution: what `residual_convolution` made.
         source: makes the rows [top, bottom) of y, (B, bottom - top, W, C).
 
     Returns:
-        The sum: result, or a tensor like it.
+        The sum: result, or a new image like x.
     """
     height = x.shape[1]
     if isinstance(convolution, Conv2d) and map_rows(x) >= height:
@@ -58,6 +60,7 @@ def add_in_strips(result: Tensor, x: Tensor, convolution: nn.Module, source: Cal
     def rows_of(top: int, bottom: int) -> Tensor:
         return source(top, bottom).permute(0, 3, 1, 2)
 
+    result = torch.empty_like(x) if result is None else result
     for top, bottom, strip in strips_of_rows(flat_steps([convolution]), rows_of, x.shape[1], map_rows(x)):
         torch.add(x[:, top:bottom], strip.permute(0, 2, 3, 1), out=result[:, top:bottom])
     return result

@@ -47,6 +47,9 @@ def mse(**arguments: Any) -> list[dict[str, Any]]:
             {'train__pixel_opt': {'type': 'L1Loss', 'reduction': 'sum'}, 'train__total_batch_size': 4},
             'total_batch_size: with reduction: sum',
         ),
+        ({'train__cuda_graphs': True, 'train__compile': True}, 'cuda_graphs: not together with compile; write one'),
+        ({'train__cuda_graphs': True, 'network_g__use_checkpoint': 2}, 'cuda_graphs: not together .* use_checkpoint'),
+        ({'train__cuda_graphs': 'yes'}, 'cuda_graphs'),
         (
             {'train__scheduler': {'type': 'CosineAnnealingRestartLR', 'periods': [4, 4], 'restart_weights': [1, 1]}},
             'periods: ends after 8 of 12 iterations',

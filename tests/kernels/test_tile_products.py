@@ -125,3 +125,23 @@ def test_without_amx_it_says_so(kernel) -> None:
         pytest.skip('this processor has AMX')
     with pytest.raises(RuntimeError, match='no AMX'):
         tile_products.linear(random(1, 2, 2, 8, seed=0), Layer(random(4, 8, seed=1)), library=kernel)
+
+
+def test_what_does_not_fit_is_refused(emulated) -> None:
+    """Beyond is raw memory."""
+    x, weight, bias = random(2, 3, 4, 8, seed=0), random(6, 8, seed=1), random(6, seed=2)
+    image, norm = random(2, 3, 4, 6, seed=3), normalisation(8)
+    for message, layer, named in (
+        (r'weight 0 \(6, 7\)', Layer(weight[:, :7]), {}),
+        (r'bias 0 \(5,\)', Layer(weight, bias[:5]), {}),
+        (r'add \(2, 3, 4, 8\)', Layer(weight), {'add': x}),
+        (r'norm.bias \(7,\)', Layer(weight), {'norm': norm._replace(bias=norm.bias[:7])}),
+        (r'scaled \(1, 3, 4, 6\)', Layer(weight), {'scaled': (image[:1], image[:, :1, :1])}),
+        (r'factor \(3, 6\)', Layer(weight), {'scaled': (image, image[:1, 0, :3])}),
+        (r'add is torch.float16', Layer(weight), {'add': image.half()}),
+        (r'x is torch.float64', Layer(weight), {}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tile_products.linear(x.double() if 'float64' in message else x, layer, library=emulated, **named)
+    with pytest.raises(ValueError, match='weight 1'):
+        tile_products.feed_forward(x, norm, Layer(weight), Layer(weight), library=emulated)

@@ -125,6 +125,31 @@ def test_a_whole_network(device: str, precision: str) -> None:
     assert found['triton'] < 2 * found['torch'] + (1e-5 if precision == 'fp32' else 1e-3)
 
 
+def test_what_does_not_fit_is_refused(device: str) -> None:
+    """Beyond is no safety net."""
+    x, weight, bias = (
+        random(*shape, dtype=torch.float16, device=device, seed=0) for shape in ((2, 3, 4, 8), (6, 8), (6,))
+    )
+    norm, kernel = Norm(x[0, 0, 0], x[0, 0, 0], 1e-5), weight.new_ones(6, 8, 3, 3)
+    for message, call in (
+        (r'weight 0 \(6, 7\)', lambda: triton_products.linear(x, Layer(weight[:, :7]))),
+        (r'add \(2, 3, 4, 8\)', lambda: triton_products.linear(x, Layer(weight), add=x)),
+        (r'add is torch.bfloat16', lambda: triton_products.linear(x, Layer(weight), add=x[..., :6].bfloat16())),
+        (r'weight 1 \(6, 8\)', lambda: triton_products.feed_forward(x, norm, Layer(weight, bias), Layer(weight, bias))),
+        (r'without a bias', lambda: triton_products.feed_forward(x, norm, Layer(weight), Layer(weight.t()))),
+        (r'weight 0 \(6, 8, 3, 3\)', lambda: triton_products.convolution(x[..., :7], Layer(kernel))),
+        (r'add \(2, 3, 4, 8\)', lambda: triton_products.convolution(x, Layer(kernel), add=x)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_products_by_triton_are_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_launch.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(triton_launch.TritonError, match='HAT_PRODUCTS'), products_by('triton'):
+        pass
+
+
 def test_a_compiler_takes_the_kernels(tmp_path: Path) -> None:
     """For a GPU that is not here: the interpreter runs what no compiler would take."""
     assert len(compiled(tmp_path, 90, 'bfloat16', 24, 48, 8)) == 3

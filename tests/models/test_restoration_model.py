@@ -267,8 +267,8 @@ def test_cuda_graphs_train_as_the_eager_network(tmp_path, batch, train):
                 trained.test()
         weights.append(found)
         losses = trained.get_current_log()
-    assert set(trained.graphs._recorded) and all(callable(f) for f in trained.graphs._recorded.values())
-    assert trained.graphs._forward not in trained.graphs._recorded.values()
+    assert len(trained.graphs._recorded) == 2
+    assert trained.graphs._forward not in trained.graphs._recorded.values()  # what stands there if recording failed
     assert losses['l_pix'] > 0
     for name, value in weights[1].items():
         torch.testing.assert_close(value, weights[0][name], rtol=2e-2, atol=2e-3)
