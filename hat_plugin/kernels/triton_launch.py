@@ -93,6 +93,11 @@ def _kernels() -> ModuleType:
     return importlib.import_module('hat_plugin.kernels.triton_kernels')
 
 
+@functools.lru_cache(maxsize=1)
+def _gradient_kernels() -> ModuleType:
+    return importlib.import_module('hat_plugin.kernels.triton_gradient_kernels')
+
+
 def interpreted() -> bool:
     """Whether triton runs kernels by its interpreter, on the CPU, as TRITON_INTERPRET=1 has it do. Imports triton."""
     return type(_kernels().forward_kernel).__name__ == 'InterpretedFunction'
@@ -196,15 +201,15 @@ def run_backward(
     grad, by_head, delta = grad.contiguous(), _by_head(table), torch.empty_like(lse)
     views, places = _placed(q, k, v, out)
     numbers, constants = (sizes.scale, *q.shape[1:3]), _constants(views, sizes)
-    padded, keys = _power(tokens), sizes.side**2
-    block = max(16, min(_TOKENS, _power(keys), _PAIRS[q.element_size()] // padded))
+    padded, keys = power_of_two(tokens), sizes.side**2
+    block = max(16, min(_TOKENS, power_of_two(keys), _PAIRS[q.element_size()] // padded))
     blocks = -(-keys // block)
     share = -(-windows // max(1, _PROGRAMS // (heads * blocks)))  # windows of a program
     shares = -(-windows // share)
     sums = torch.empty((shares, heads, tokens, keys), dtype=torch.float32, device=q.device)
     overlapping = sizes.side > sizes.window_size
     of_k, of_v = (x.new_empty(windows, keys, q.shape[3]) if overlapping else x for x in (grad_k, grad_v))
-    kernels = _kernels()
+    kernels = _gradient_kernels()
     with torch.cuda.device_of(q):
         grid, meta = _blocks(lse, sizes, _TOKENS, _TOKENS, 4)
         kernels.query_kernel[grid](
@@ -234,7 +239,7 @@ def run_backward(
     return grad_q, grad_k, grad_v, grad_table.to(table.dtype)
 
 
-def _power(number: int) -> int:
+def power_of_two(number: int) -> int:
     """The power of two, 16 at least, that is not less: Triton's blocks are powers of two, its products start at 16."""
     return max(16, 1 << (number - 1).bit_length())
 
@@ -242,7 +247,7 @@ def _power(number: int) -> int:
 def _resident_blocks(lse: Tensor) -> tuple[tuple[int, int], tuple[int, int], dict[str, int]]:
     """The grid of `resident_kernel`, the number of windows and those of a program, and the sizes of blocks."""
     windows, heads, tokens = lse.shape
-    padded = _power(tokens)
+    padded = power_of_two(tokens)
     queries = min(_RESIDENT_QUERIES, padded)
     blocks = heads * -(-tokens // queries)
     share = -(-windows // max(1, _RESIDENT_PROGRAMS // blocks))
@@ -253,7 +258,7 @@ def _resident_blocks(lse: Tensor) -> tuple[tuple[int, int], tuple[int, int], dic
 def _blocks(lse: Tensor, sizes: Sizes, queries: int, keys: int, warps: int) -> tuple[tuple[int, int], dict[str, int]]:
     """The grid of the kernels that go by blocks of queries, and the sizes of their blocks: so many at most."""
     windows, heads, tokens = lse.shape
-    queries, keys = min(queries, _power(tokens)), min(keys, _power(sizes.side**2))
+    queries, keys = min(queries, power_of_two(tokens)), min(keys, power_of_two(sizes.side**2))
     return (windows * -(-tokens // queries), heads), {
         'BLOCK_Q': queries,
         'BLOCK_K': keys,
@@ -271,11 +276,14 @@ def _placed(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> tuple[tuple[Tensor,
     return views, (*views[0].stride()[:3], *out.stride()[:2])
 
 
-def precision_of(x: Tensor) -> str:
-    """How products of fp32 are computed: by three of TF32, which is as exact as fp32; by one where torch may do so."""
+def arithmetic(x: Tensor) -> dict[str, Any]:
+    """How products are computed: fp32 by three of TF32, which is as exact, or by one where torch may do so.
+
+    On the CPU, by triton's interpreter, as they are; but its products take bf16 for integers.
+    """
     if x.device.type == 'cpu':
-        return 'ieee'
-    return 'tf32' if torch.backends.cuda.matmul.allow_tf32 else 'tf32x3'
+        return {'PRECISION': 'ieee', 'UPCAST': x.dtype == torch.bfloat16}
+    return {'PRECISION': 'tf32' if torch.backends.cuda.matmul.allow_tf32 else 'tf32x3', 'UPCAST': False}
 
 
 def _by_head(table: Tensor) -> Tensor:
@@ -292,12 +300,11 @@ def _constants(views: tuple[Tensor, ...], sizes: Sizes) -> dict[str, Any]:
         'ALIGNMENT': math.gcd(16, *(x.data_ptr() for x in views), *(step * q.element_size() for step in steps)),
         'HEADS': sizes.num_heads,
         'WIDTH': width,
-        'PADDED': _power(width),
+        'PADDED': power_of_two(width),
         'WINDOW': sizes.window_size,
         'SIDE': sizes.side,
         'SHIFT': sizes.shift_size,
         'CROSS': sizes.overlap_size is not None,
         'MASKED': MASKED,
-        'PRECISION': precision_of(q),
-        'UPCAST': interpreted() and q.dtype == torch.bfloat16,
+        **arithmetic(q),
     }

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hat_plugin.kernels import triton_launch
 from hat_plugin.kernels.products import Layer, Norm, check_fit, check_fused, choice, ordinary
+from hat_plugin.kernels.triton_launch import power_of_two
 
 _LARGE = ((8, 0), (9, 0), (10, 0), (10, 3))  # those with the 160 KB of shared memory that fp32 takes
 _WIDEST = 192  # channels of a pixel; more would not fit into registers
@@ -103,7 +104,7 @@ def linear(
     normed = x if norm is None else torch.empty_like(x, dtype=weight.dtype)
     features, factor = (None, None) if scaled is None else (scaled[0].contiguous(), scaled[1].contiguous())
     shared = factor is not None and factor.numel() == outputs
-    block, wide = min(_LINEAR.rows, _power(rows)), min(_LINEAR.wide, _power(outputs))
+    block, wide = min(_LINEAR.rows, power_of_two(rows)), min(_LINEAR.wide, power_of_two(outputs))
     with torch.cuda.device_of(x):
         _kernels().linear_kernel[(-(-rows // block),)](
             *(x, *_norm(norm), weight, layer.bias, None if add is None else add.contiguous(), features, factor),
@@ -115,7 +116,7 @@ def linear(
             BIAS=layer.bias is not None,
             ADD=add is not None,
             SCALED=scaled is not None,
-            **_arithmetic(weight),
+            **triton_launch.arithmetic(weight),
             BLOCK=block,
             BLOCK_OUT=wide,
             num_warps=_LINEAR.warps,
@@ -146,16 +147,16 @@ def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer) -> Tensor:
     hidden, channels = weight1.shape
     out = torch.empty_like(x)
     rows = x.numel() // channels
-    block = min(_FEED_FORWARD.rows, _power(rows))
+    block = min(_FEED_FORWARD.rows, power_of_two(rows))
     with torch.cuda.device_of(x):
         _kernels().feed_forward_kernel[(-(-rows // block),)](
             *(x, *_norm(norm), weight1, up.bias, weight2, down.bias, out, rows),
             CHANNELS=channels,
             HIDDEN=hidden,
             **_parts(channels),
-            **_arithmetic(weight1),
+            **triton_launch.arithmetic(weight1),
             BLOCK=block,
-            BLOCK_HIDDEN=min(_FEED_FORWARD.wide, _power(hidden)),
+            BLOCK_HIDDEN=min(_FEED_FORWARD.wide, power_of_two(hidden)),
             num_warps=_FEED_FORWARD.warps,
             num_stages=_FEED_FORWARD.stages,
         )
@@ -183,7 +184,7 @@ def convolution(x: Tensor, layer: Layer, *, add: Tensor | None = None) -> Tensor
     outputs, inputs = weight.shape[:2]
     out = x.new_empty((*x.shape[:-1], outputs), dtype=weight.dtype if add is None else add.dtype)
     rows = x.numel() // inputs
-    block, wide = min(_CONVOLUTION.rows, _power(rows)), min(_CONVOLUTION.wide, _power(outputs))
+    block, wide = min(_CONVOLUTION.rows, power_of_two(rows)), min(_CONVOLUTION.wide, power_of_two(outputs))
     with torch.cuda.device_of(x):
         _kernels().convolution_kernel[(-(-rows // block), -(-outputs // wide))](
             *(x, weight, layer.bias, None if add is None else add.contiguous(), out, rows, *x.shape[1:3]),
@@ -193,7 +194,7 @@ def convolution(x: Tensor, layer: Layer, *, add: Tensor | None = None) -> Tensor
             BIAS=layer.bias is not None,
             GELU=layer.gelu,
             ADD=add is not None,
-            **_arithmetic(weight),
+            **triton_launch.arithmetic(weight),
             BLOCK=block,
             BLOCK_OUT=wide,
             num_warps=_CONVOLUTION.warps,
@@ -209,15 +210,4 @@ def _norm(norm: Norm | None) -> tuple[Any, ...]:
 def _parts(channels: int) -> dict[str, int]:
     """The two blocks of a pixel's channels."""
     main = max(16, 1 << (channels.bit_length() - 1))
-    return {'MAIN': main, 'REST': _power(channels - main) if channels > main else 0}
-
-
-def _power(number: int) -> int:
-    """The power of two, 16 at least, that is not less."""
-    return max(16, 1 << (number - 1).bit_length())
-
-
-def _arithmetic(weight: Tensor) -> dict[str, Any]:
-    """How products are computed; the interpreter's take bf16 for integers."""
-    upcast = weight.device.type == 'cpu' and weight.dtype == torch.bfloat16
-    return {'PRECISION': triton_launch.precision_of(weight), 'UPCAST': upcast}
+    return {'MAIN': main, 'REST': power_of_two(channels - main) if channels > main else 0}

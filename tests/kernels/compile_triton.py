@@ -18,7 +18,13 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hat_plugin.kernels import triton_kernels, triton_launch, triton_product_kernels, triton_products
+from hat_plugin.kernels import (
+    triton_gradient_kernels,
+    triton_kernels,
+    triton_launch,
+    triton_product_kernels,
+    triton_products,
+)
 from hat_plugin.kernels.products import Layer, Norm
 from hat_plugin.kernels.triton_launch import Sizes
 
@@ -71,6 +77,7 @@ def type_of(value: float) -> str:
 def launch(capability: int, dtype: torch.dtype, heads: int, width: int, sizes: Sizes) -> None:
     """Forward and backward of an image of 64x64, without data."""
     triton_launch._kernels = lambda: Recorder(capability, triton_kernels)  # type: ignore[assignment]
+    triton_launch._gradient_kernels = lambda: Recorder(capability, triton_gradient_kernels)  # type: ignore[assignment]
     image = torch.empty(2, 64, 64, 3 * heads * width, dtype=dtype, device='meta')
     table = torch.empty(sizes.table_rows, heads, device='meta')
     operands = (*image.chunk(3, dim=-1), table)
