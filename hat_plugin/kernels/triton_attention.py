@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hat_plugin.kernels.products import ordinary
 from hat_plugin.kernels.triton_launch import Sizes, check, empty_outputs, run_backward, run_forward
 from hat_plugin.layers.windows import (
     overlapping_position_index,
@@ -68,7 +69,7 @@ def triton_attention(
         TritonError: triton is not installed, or tensors are on the CPU and triton's interpreter is off.
     """
     numbers = (scale, num_heads, window_size, overlap_size, shift_size)
-    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and type(q) is Tensor:
+    if not torch.is_grad_enabled() and ordinary('cuda' if q.is_cuda else 'cpu', q, k, v, table):
         sizes = Sizes(*numbers)  # a launch costs the host time enough without torch's dispatcher
         check(q, k, v, table, sizes)
         return run_forward(q, k, v, table.detach(), sizes)[0]

@@ -255,6 +255,21 @@ def test_with_dropout_windows_are_cut_after_all(monkeypatch: pytest.MonkeyPatch)
         assert not torch.equal(layer(x, index, masks, 2), layer(x, index, masks, 2))
 
 
+def test_without_gradients_the_operator_is_passed_by_but_for_whom_it_must_see(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    case = Case(4, None, 2, (2, 4, 8), 1, 6)
+    qkv, table, _ = case.operands(torch.float32, device)
+    expected = plain_image_attention(*qkv.chunk(3, dim=-1), table, case.sizes)
+    monkeypatch.setattr(torch.ops.hat_plugin, 'triton_attention', None)
+    with torch.no_grad():
+        assert error(kernel(*qkv.chunk(3, dim=-1), table, case.sizes), expected.double()) < 1e-5
+        with pytest.raises(TypeError, match='NoneType'):  # the operator was called
+            torch.func.vmap(lambda x: kernel(*x[None].chunk(3, dim=-1), table, case.sizes))(qkv)
+    with pytest.raises(TypeError, match='NoneType'):
+        kernel(*qkv.chunk(3, dim=-1), table, case.sizes)
+
+
 def test_nothing_of_token_pairs_is_made(device: str) -> None:
     """The largest tensor kept for the backward pass is one of queries, keys and values."""
     layer = WindowAttention(12, 4, 2).to(device)
