@@ -205,7 +205,7 @@ def test_dropout_acts_in_training_alone(small: Small, option: str) -> None:
     plain = small(drop_path_rate=0.0)
     with torch.no_grad():
         assert torch.equal(net(x), plain(x))
-        assert not torch.equal(net.train()(x), net(x))
+        assert (net.train()(x) - plain(x)).abs().max() > 1e-4  # whatever is drawn: what is not dropped is doubled
     assert torch.equal(plain.train()(x), plain.eval()(x))  # with gradients, where neither goes in strips
 
 
