@@ -34,7 +34,11 @@ setup(
     # options/ is a folder of the checkout's top level; in a wheel it becomes hat_plugin/options (hat_plugin.resources).
     packages=[*find_packages(include=['hat_plugin', 'hat_plugin.*']), 'hat_plugin.options'],
     package_dir={'hat_plugin.options': 'options'},
-    package_data={'hat_plugin.options': ['*.yml'], 'hat_plugin.kernels': ['*.cpp', '*.hpp']},
+    package_data={
+        'hat_plugin.options': ['*.yml'],
+        'hat_plugin.kernels': ['*.cpp', '*.hpp'],
+        'hat_plugin.compare': ['templates/*.html'],
+    },
     entry_points={'console_scripts': ['basicsr = hat_plugin.cli:main']},
     # BasicSR can be built by pip on Python 3.12 and before (slowly); hat_plugin/install_basicsr.py installs it on any
     # Python in seconds. From 3.13 on that script is the only way, and naming basicsr would break `pip install`.
@@ -44,7 +48,9 @@ setup(
     # Not run: torch 2.5, the first with torch.OutOfMemoryError, and its companion torchvision 0.20.
     install_requires=[
         "basicsr>=1.4.2; python_version < '3.13'",
+        'jinja2>=3.1',
         'lmdb>=1.4.1',
+        'matplotlib>=3.8',
         'numpy>=1.26',
         'opencv-python>=4.8',
         'pillow>=10.1',
@@ -70,7 +76,6 @@ setup(
         # their interpreters fail), 3.7 and 3.9 with NumPy 2.4. PyTorch for CUDA brings its own.
         'tests': [
             'lpips>=0.1.4',
-            'matplotlib>=3.8',
             'pytest>=8',
             'pytest-xdist>=3.6',
             'pytorch-msssim>=1.0',

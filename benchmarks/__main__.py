@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from benchmarks import data, growth, inference, machine, memory, plot, training
+from benchmarks import data, growth, inference, memory, plot, training
 from benchmarks.comparison import LEGEND
-from benchmarks.machine import Machine
 from benchmarks.networks import CODES, NETWORKS, PRECISIONS
 from benchmarks.report import ResultFile, Section
 from benchmarks.settings import Settings
 from benchmarks.summary import summarise
-from benchmarks.timing import Plan
+from hat_plugin.compare import machine
+from hat_plugin.compare.machine import Machine
+from hat_plugin.compare.timing import Plan
 from hat_plugin.engine.files import write_text_atomic
 from hat_plugin.errors import HatPluginError
 

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks import machine, report
 from hat_plugin.archs.hat_unet_arch import HATUNet
 from hat_plugin.cli import main as basicsr
+from hat_plugin.compare import machine
+from hat_plugin.compare.text import markdown_table
 from hat_plugin.engine.macs import count_macs
 from hat_plugin.errors import HatPluginError
 
@@ -189,7 +190,7 @@ def table(scores: dict[str, list[float]], times: dict[str, float]) -> str:
             ]
         )
     columns = ['variant', 'parameters', 'G MACs, 256x256', 'PSNR, dB', 'to the baseline, by seed', 'time of a step']
-    return report.table(columns, rows)
+    return markdown_table(columns, rows)
 
 
 if __name__ == '__main__':

@@ -15,8 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks import machine, report
-from benchmarks.timing import Call, Plan, alternate, cuda_peak, ratios, spread
+from hat_plugin.compare import machine
+from hat_plugin.compare.text import markdown_table, megabytes, seconds
+from hat_plugin.compare.timing import Call, Plan, alternate, cuda_peak, ratios, spread
 from hat_plugin.errors import HatPluginError
 from hat_plugin.kernels.triton_launch import works
 from hat_plugin.layers.attention import attention_backend
@@ -82,11 +83,11 @@ def compare(
     samples = alternate(calls, device, plan)
     rows = []
     for backend, call in calls.items():
-        peak = report.megabytes(cuda_peak(call, device)) if device.type == 'cuda' else '-'
+        peak = megabytes(cuda_peak(call, device)) if device.type == 'cuda' else '-'
         wall = spread([sample.wall for sample in samples[backend]])
         ratio = ratios(samples['reference'], samples[backend], 'wall')
-        rows.append((backend, f'{ratio:.2f}', report.seconds(wall), peak))
-    return report.table(['', 'times as fast', 'time', 'peak memory'], rows)
+        rows.append((backend, f'{ratio:.2f}', seconds(wall), peak))
+    return markdown_table(['', 'times as fast', 'time', 'peak memory'], rows)
 
 
 if __name__ == '__main__':

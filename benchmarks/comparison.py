@@ -12,7 +12,8 @@ from benchmarks import limits, report
 from benchmarks.networks import Contender
 from benchmarks.report import Section
 from benchmarks.settings import Settings
-from benchmarks.timing import Call, Sample, Spread, alternate, cuda_peak, ratios, spread
+from hat_plugin.compare.text import megabytes, seconds
+from hat_plugin.compare.timing import Call, Sample, Spread, alternate, cuda_peak, ratios, spread
 
 COLUMNS = ('', 'times as fast', 'by the other clock', 'wall time', 'CPU time', 'x GEMM limit', 'difference')
 PEAK = 'peak memory'  # on a GPU, above what is allocated between calls
@@ -75,7 +76,7 @@ def compare(title: str, case: dict[str, Any], entries: Sequence[Entry], settings
         _add_row(section, case, entry, limit, settings.clock, base, taken)
         if on_gpu:  # graphs keep theirs between calls
             peak = None if entry.contender.graphs else cuda_peak(entry.call, settings.device)
-            section.rows[-1] = (*section.rows[-1], '-' if peak is None else report.megabytes(peak))
+            section.rows[-1] = (*section.rows[-1], '-' if peak is None else megabytes(peak))
             section.records[-1]['peak'] = peak
     section.notes.append(f'{len(base)} rounds.')
     return section
@@ -99,8 +100,8 @@ def _add_row(
             str(entry.contender),
             _times(ratio[clock]),
             f'{ratio[other].median:.2f} ({other})',
-            report.seconds(times['wall']),
-            report.seconds(times['cpu']),
+            seconds(times['wall']),
+            seconds(times['cpu']),
             f'{distance:.1f}',
             'another network' if entry.difference is None else f'{entry.difference:.1e}',
         )

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from benchmarks import loaders
-from benchmarks.report import Section, plain, seconds
+from benchmarks.report import Section, plain
 from benchmarks.settings import Settings, say
-from benchmarks.timing import Plan, Sample, alternate, ratios, spread
+from hat_plugin.compare.text import seconds
+from hat_plugin.compare.timing import Plan, Sample, alternate, ratios, spread
 from hat_plugin.data import png_rows
 from hat_plugin.data.bicubic import imresize
 from hat_plugin.data.build import build_dataset

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from benchmarks import plot, probe
 from benchmarks.networks import OURS, PUBLISHED, Contender
 from benchmarks.probe import Finding, Task
-from benchmarks.report import Section, megabytes
+from benchmarks.report import Section
 from benchmarks.settings import Settings, say
+from hat_plugin.compare.text import megabytes
 from hat_plugin.engine.memory import available_bytes
 
 CONTENDERS = (Contender(PUBLISHED), Contender(OURS), Contender(OURS, 'bf16'))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.networks import PUBLISHED, SWINIR, Contender, build
-from benchmarks.timing import Call, Sample
+from hat_plugin.compare.timing import Call, Sample
 from hat_plugin.engine.macs import count_macs
 
 ROWS, CHANNELS, HIDDEN, SQUEEZED = 4096, 180, 540, 60  # HAT at 64x64: qkv's linear layer, and a convolution of a CAB

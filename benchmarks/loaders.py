@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from benchmarks.settings import Settings
-from benchmarks.timing import Sample
+from hat_plugin.compare.timing import Sample
 from hat_plugin.data.build import build_dataset
 from hat_plugin.data.loader import build_train_loader
 from hat_plugin.engine.stages import Stages

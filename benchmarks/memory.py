@@ -8,9 +8,10 @@ from benchmarks import probe
 from benchmarks.inference import CONTENDERS as INFERENCE
 from benchmarks.networks import Contender
 from benchmarks.probe import Task
-from benchmarks.report import Section, megabytes
+from benchmarks.report import Section
 from benchmarks.settings import Settings, say
 from benchmarks.training import CONTENDERS as TRAINING
+from hat_plugin.compare.text import megabytes
 
 COLUMNS = ('', 'times leaner', 'peak above the weights', 'expected by the memory model')
 UNKNOWN = '-'

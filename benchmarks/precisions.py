@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from basicsr.metrics import calculate_psnr
 
-from benchmarks.report import table
+from hat_plugin.compare.text import markdown_table
 from hat_plugin.data.images import read_image
 from hat_plugin.engine.progress import progress
 from hat_plugin.errors import HatPluginError
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         truth, low = read_image(args.gt / name), read_image(args.lq / name)
         rows.append([psnr(network, low, truth) for network in networks.values()])
     cells = [[name, *figures(row)] for name, row in zip([*names, 'mean'], [*rows, np.mean(rows, 0)], strict=True)]
-    print(table(['PSNR, dB', *networks], cells))
+    print(markdown_table(['PSNR, dB', *networks], cells))
 
 
 def psnr(network: Network, low: np.ndarray, truth: np.ndarray) -> float:

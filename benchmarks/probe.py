@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
-from pathlib import Path
 
 import torch
 
 from benchmarks.networks import OURS, PRECISIONS, Contender, build, forward_of, image_of
 from benchmarks.settings import Settings
-from benchmarks.timing import Call, Sample, measure
 from benchmarks.training import Step
+from hat_plugin.compare.peak import keep_freed_blocks, peak_bytes
+from hat_plugin.compare.timing import Call, Sample, measure
 from hat_plugin.engine.memory import (
     available_bytes,
     estimate_forward_bytes,
@@ -143,7 +140,7 @@ def perform(task: Task) -> Finding:
 
 
 def _fastest(call: Call, device: torch.device, seconds: float) -> Sample:
-    _allocator(keep=True)
+    keep_freed_blocks(True)
     call()
     samples: list[Sample] = []
     begin = time.perf_counter()
@@ -182,63 +179,6 @@ def _estimate(task: Task) -> int | None:
             return estimate_forward_bytes(net, shape)
     except (RuntimeError, NotImplementedError):  # a kernel that cannot be walked through without values
         return None
-
-
-def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """How far the memory in use rises while `work` runs, in bytes.
-
-    On CUDA of torch's allocator. On Linux of the resident pages, where freed blocks go back to the system at once: the
-    network's need is measured, not the C library's habit. Elsewhere by how much the process's own record of its peak
-    rises, which is too low where it was high before.
-    """
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    _allocator(keep=False)
-    if _reset_peak():
-        before = _status('VmRSS')
-        work()
-        return max(0, _status('VmHWM') - before)
-    before = _recorded_peak()
-    work()
-    return _recorded_peak() - before
-
-
-def _allocator(*, keep: bool) -> None:
-    """Whether glibc keeps large blocks that are freed, as it learns to in a long run, or hands them back at once."""
-    trim_threshold, mmap_threshold = -1, -3  # malloc.h
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        library = ctypes.CDLL('libc.so.6')
-        library.mallopt(mmap_threshold, (32 << 20) if keep else (128 << 10))
-        library.mallopt(trim_threshold, (64 << 20) if keep else (128 << 10))
-        library.malloc_trim(0)
-
-
-def _reset_peak() -> bool:
-    try:
-        Path('/proc/self/clear_refs').write_text('5')
-    except OSError:
-        return False
-    return True
-
-
-def _status(name: str) -> int:
-    for line in Path('/proc/self/status').read_text(encoding='ascii', errors='replace').splitlines():
-        if line.startswith(f'{name}:'):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f'/proc/self/status has no {name}')
-
-
-def _recorded_peak() -> int:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == 'darwin' else peak * 1024
 
 
 def _limit_memory(limit: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.networks import CODES, PRECISIONS, Contender
-from benchmarks.timing import Plan
+from hat_plugin.compare.timing import Plan
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ from basicsr.models import build_model
 from basicsr.utils import img2tensor
 from torch import Tensor
 
-from benchmarks import curves, report
+from benchmarks import curves
+from hat_plugin.compare import panels
+from hat_plugin.compare.text import markdown_table
 from hat_plugin.data.build import build_dataset
 from hat_plugin.data.loader import build_val_loader
-from hat_plugin.demo import picture
 from hat_plugin.engine.options import load_options
 from hat_plugin.engine.progress import progress
 from hat_plugin.errors import HatPluginError
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     metrics = opt['val']['metrics']
     print(table(findings, metrics))
     print('\n'.join(f'{name}: {describe_metric(each, opt["val"])}' for name, each in metrics.items()))
-    picture.draw(args.output, args.title, strips(findings, args.pictures, tuple(args.place), next(iter(metrics))))
+    panels.draw(args.output, args.title, strips(findings, args.pictures, tuple(args.place), next(iter(metrics))))
     if args.log is not None:
         curve = curves.read(args.log)
         curve.psnr += checkpoints(opt, args.checkpoints)
@@ -171,23 +172,23 @@ def table(findings: Findings, metrics: dict[str, Any]) -> str:
         for data in dict.fromkeys(data for data, _ in findings.scores)
         for who in contenders(findings, data, next(iter(metrics)))
     ]
-    return report.table(['data set', '', *metrics], rows)
+    return markdown_table(['data set', '', *metrics], rows)
 
 
-def strips(findings: Findings, names: list[str], place: tuple[int, int], metric: str) -> list[list[picture.Panel]]:
+def strips(findings: Findings, names: list[str], place: tuple[int, int], metric: str) -> list[list[panels.Panel]]:
     """A row for each picture: the whole, and one part of it by everybody."""
     data = next(iter(findings.scores))[0]
     order = list(findings.shown)
     rows = []
     for name in names or order[:3]:
         shown = findings.shown[name]
-        top, left = picture.corner(shown[TRUTH], *place, 1)
-        panels = [picture.Panel(Path(name).name, '', picture.overview(shown[TRUTH], top, left))]
+        top, left = panels.corner(shown[TRUTH], *place, 1)
+        row = [panels.Panel(Path(name).name, '', panels.overview(shown[TRUTH], top, left))]
         for who in [*contenders(findings, data, metric), TRUTH]:
             value = findings.scores[data, who][metric][order.index(name)] if who != TRUTH else None
             note = '' if value is None else f'{value:.2f} dB'
-            panels.append(picture.Panel(who, note, picture.crop(shown[who], top, left)))
-        rows.append(panels)
+            row.append(panels.Panel(who, note, panels.crop(shown[who], top, left)))
+        rows.append(row)
     return rows
 
 

@@ -6,9 +6,7 @@ Exit code 0: all is well; 1: the options are right, but data is bad; 2: the opti
 from __future__ import annotations
 
 import argparse
-import inspect
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import nn
 
 from hat_plugin.arguments import whole_number
 from hat_plugin.engine.machine import cores
+from hat_plugin.engine.networks import build, input_channels
 from hat_plugin.engine.options import (
     Options,
     apply_force_yml,
@@ -23,10 +22,8 @@ from hat_plugin.engine.options import (
     notes,
     prepare_options,
     read_yaml,
-    registered,
 )
 from hat_plugin.engine.schema.data import option_of
-from hat_plugin.engine.schema.values import INPUT_CHANNELS
 from hat_plugin.engine.stages import largest_stage
 from hat_plugin.errors import CheckpointError, HatPluginError, OptionsError
 
@@ -60,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
     require_registered()
     raw = apply_force_yml(read_yaml(args.opt), args.force_yml)
+    if 'networks' in raw:
+        return _check_comparison(args)
     is_train = args.train or (not args.test and raw.get('train') is not None)
     problems: list[str] = []
     try:
@@ -84,28 +83,33 @@ def run(args: argparse.Namespace) -> int:
     return _report_data(opt, args.workers)
 
 
+def _check_comparison(args: argparse.Namespace) -> int:
+    """A comparison file: each network, and the data once."""
+    from hat_plugin.compare.protocol import read_comparison
+
+    comparison = read_comparison([args.opt], args.force_yml, trains=True, need_data=not args.no_data)
+    print(f'{args.opt}: the options are right ({comparison.name}, {len(comparison.contenders)} networks)')
+    problems: list[str] = []
+    sets: Options = {}
+    for contender in comparison.contenders:
+        for raw, is_train in ((contender.train, True), (contender.test, False)):
+            if raw is None:
+                continue
+            opt = prepare_options(raw, root_path=Path.cwd(), is_train=is_train)
+            sets |= opt['datasets']
+            if is_train or contender.train is None:
+                print(f'  {contender.label}:')
+                found = _report_networks(opt, with_weights=not args.no_data and contender.weights.is_file())
+                problems += [f'networks: {contender.label}: {problem}' for problem in found]
+    if problems:
+        raise OptionsError(args.opt, problems)
+    if args.no_data:
+        print('  data: not looked at (--no-data)')
+        return 0
+    return _report_data({**comparison.prepared(comparison.contenders[0]), 'datasets': sets}, args.workers)
+
+
 # -- networks --------------------------------------------------------------------------------------------------------
-
-
-def build(options: Mapping[str, Any]) -> nn.Module:
-    """A network without storage (meta device), or on the CPU where its constructor asks for values.
-
-    Raises:
-        HatPluginError: its constructor refuses the arguments.
-    """
-    import torch
-
-    arguments = {key: value for key, value in deepcopy(dict(options)).items() if key != 'type'}
-    network: Any = registered('ARCH_REGISTRY', options['type'])
-    try:
-        with torch.device('meta'):
-            net = network(**deepcopy(arguments))
-    except Exception:
-        try:
-            net = network(**arguments)
-        except Exception as error:  # what another's constructor raises is its own affair
-            raise HatPluginError(f'{options["type"]} cannot be built: {error}') from error
-    return net
 
 
 def _network_sections(opt: Mapping[str, Any]) -> list[str]:
@@ -140,7 +144,7 @@ def _report_cost(net: nn.Module, opt: Options) -> None:
     """MACs and memory of the generator; networks of other than one picture are left out."""
     from hat_plugin.engine.macs import count_macs
 
-    channels = _channels(net, opt['network_g'])
+    channels = input_channels(net, opt['network_g'])
     train = opt['datasets'].get('train') or {}
     batch, gt_size = largest_stage(train) if opt['is_train'] else (1, None)
     scale = int(opt.get('scale') or 1)
@@ -178,17 +182,6 @@ def _report_memory(net: nn.Module, opt: Options, batch_shape: tuple[int, int, in
     for label, size, advice in wanted:
         verdict = '' if size <= free else f' -- TOO MUCH: {advice}'
         print(f'    memory of {label}: about {size / GIB:.1f} GiB, {free / GIB:.1f} GiB free on {device}{verdict}')
-
-
-def _channels(net: nn.Module, options: Mapping[str, Any]) -> int:
-    """Channels of the input, by the names that networks give them."""
-    for name in INPUT_CHANNELS:
-        value = options.get(name, getattr(net, name, None))
-        if value is None and name in inspect.signature(type(net)).parameters:
-            value = inspect.signature(type(net)).parameters[name].default
-        if isinstance(value, int):
-            return value
-    return 3
 
 
 def _weights_problems(net: nn.Module, label: str, opt: Options) -> Iterator[str]:

@@ -16,6 +16,10 @@ COMMANDS = {
     'train': ('hat_plugin.train', 'train a network as an option file says; resumes with --auto_resume'),
     'test': ('hat_plugin.test', 'measure a trained network on the test sets of an option file'),
     'restore': ('hat_plugin.restore.command', 'restore a picture or a folder of pictures with a weights file'),
+    'compare': (
+        'hat_plugin.compare.command',
+        'train and measure several networks alike; tables and a page of pictures',
+    ),
     'prepare': ('hat_plugin.prepare.command', 'make training-ready data out of downloaded archives'),
     'check': ('hat_plugin.check', 'check an option file, its networks and its data without training'),
     'doctor': ('hat_plugin.doctor', 'say what is installed, what is registered and what is wrong'),

@@ -17,13 +17,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY))  # benchmarks/ is of the checkout, not of the distribution
 pytest.importorskip('spandrel')
 
-from benchmarks import attention, growth, limits, machine, networks, probe, report, summary, timing
+from benchmarks import attention, growth, limits, networks, probe, report, summary
 from benchmarks.__main__ import PARTS, main
 from benchmarks.comparison import Entry, compare
 from benchmarks.networks import OURS, PUBLISHED, SWINIR, Contender
 from benchmarks.probe import Finding, Task
 from benchmarks.settings import Settings
-from benchmarks.timing import Plan, Sample
+from hat_plugin.compare import machine, text, timing
+from hat_plugin.compare.timing import Plan, Sample
 
 CPU = torch.device('cpu')
 ONCE = Plan(rounds=2, most=2, budget=0.0, sample=0.0)
@@ -98,11 +99,11 @@ def test_number_of_rounds(clock: Clock, plan: Plan, expected: int) -> None:
 
 
 def test_table() -> None:
-    assert report.table(('', 'a|b'), [('one', '1'), ('eleven', '11')]) == (
+    assert text.markdown_table(('', 'a|b'), [('one', '1'), ('eleven', '11')]) == (
         '|        | a\\|b |\n| ------ | ---: |\n| one    |    1 |\n| eleven |   11 |'
     )
     with pytest.raises(ValueError, match='other than 2 cells'):
-        report.table(('', 'a'), [('one',)])
+        text.markdown_table(('', 'a'), [('one',)])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_table() -> None:
     [(12.345, '12.3 s'), (1.5, '1.50 s'), (0.5, '500 ms'), (0.0021, '2.10 ms'), (1234.5, '1234 s')],
 )
 def test_seconds(value: float, expected: str) -> None:
-    assert report.seconds(timing.spread([value])).startswith(f'{expected} [')
+    assert text.seconds(timing.spread([value])).startswith(f'{expected} [')
 
 
 def test_machine_is_named_and_its_load_chooses_the_clock(
@@ -174,7 +175,7 @@ def test_distance_to_the_limit(clock: Clock, monkeypatch: pytest.MonkeyPatch) ->
 
 KNOWN_MEMORY = """
 import torch
-from benchmarks import attention, probe
+from hat_plugin.compare import peak
 
 def passing():
     for _ in range(2):
@@ -190,7 +191,7 @@ kept = []
 torch.set_num_threads(1)
 torch.ones(8).add(1)
 for work in (keeping, passing):
-    print('BYTES', probe.peak_bytes(work, torch.device('cpu')))
+    print('BYTES', peak.peak_bytes(work, torch.device('cpu')))
 """
 
 

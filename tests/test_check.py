@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from hat_plugin.check import build
 from hat_plugin.check_data import Checks, check_dataset
 from hat_plugin.data.lmdb_io import LmdbWriter, encode_image
+from hat_plugin.engine.networks import build
 
 NETWORK = {
     'type': 'HAT', 'upscale': 2, 'window_size': 4, 'compress_ratio': 2, 'squeeze_factor': 4, 'overlap_ratio': 0.5,

@@ -19,9 +19,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is o
 
 from benchmarks import precisions
 from hat_plugin import train
+from hat_plugin.compare import panels
 from hat_plugin.data.bicubic import imresize
 from hat_plugin.data.images import read_image
-from hat_plugin.demo import command, compare, picture, steps
+from hat_plugin.demo import command, compare, steps
 from hat_plugin.demo import photos as demo_photos
 from hat_plugin.engine.options import load_options
 from hat_plugin.resources import option_file
@@ -70,7 +71,7 @@ def test_from_photographs_to_a_picture(
     assert (folder / 'datasets/Photos/Photos_HR_raw.lmdb/data.mdb').is_file()
     with Image.open(folder / 'comparison.png') as sheet:
         sheet.load()
-        assert sheet.width > 5 * picture.CROP[1] * picture.ZOOM
+        assert sheet.width > 5 * panels.CROP[1] * panels.ZOOM
     rows = (folder / 'comparison.md').read_text().splitlines()
     names = [row.split('|')[1].strip() for row in rows if row.startswith('| ')]
     assert names[2:] == ['astronaut', 'chelsea', 'coffee', 'mean']
@@ -168,10 +169,10 @@ def test_the_verdict_is_about_each_photograph() -> None:
 
 def test_parts_lie_inside_and_fall_together() -> None:
     photo = np.arange(256 * 272 * 3, dtype=np.uint32).reshape(256, 272, 3).astype(np.uint8)
-    top, left = picture.corner(photo, 250, 171, 4)
+    top, left = panels.corner(photo, 250, 171, 4)
     assert (top, left) == (160, 152)
-    part, low = picture.crop(photo, top, left), picture.crop(photo[::4, ::4], top, left, 4)
-    assert part.shape == low.shape == (picture.CROP[0] * picture.ZOOM, picture.CROP[1] * picture.ZOOM, 3)
-    step = 4 * picture.ZOOM
+    part, low = panels.crop(photo, top, left), panels.crop(photo[::4, ::4], top, left, 4)
+    assert part.shape == low.shape == (panels.CROP[0] * panels.ZOOM, panels.CROP[1] * panels.ZOOM, 3)
+    step = 4 * panels.ZOOM
     np.testing.assert_array_equal(part[::step, ::step], low[::step, ::step])
-    assert picture.corner(photo, 0, 0, 4) == (0, 0)
+    assert panels.corner(photo, 0, 0, 4) == (0, 0)

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from basicsr.utils.options import parse_options
 
-from hat_plugin.check import build
+from hat_plugin.engine.networks import build
 from hat_plugin.engine.options import load_options, read_yaml
 
 OPTIONS = Path(__file__).resolve().parent.parent / 'options'

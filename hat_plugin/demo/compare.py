@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hat_plugin.compare import panels
 from hat_plugin.data.bicubic import imresize
 from hat_plugin.data.images import read_image
-from hat_plugin.demo import picture
 from hat_plugin.demo.photos import HELD_OUT, HeldOut
 from hat_plugin.engine.files import write_text_atomic
 from hat_plugin.restore.images import write_image
@@ -95,19 +95,19 @@ def table(comparisons: list[Comparison]) -> list[str]:
 
 def write_results(folder: Path, comparisons: list[Comparison], title: str) -> None:
     """Write ``comparison.png`` and ``comparison.md``."""
-    picture.draw(folder / 'comparison.png', title, [_panels(item) for item in comparisons])
+    panels.draw(folder / 'comparison.png', title, [_panels(item) for item in comparisons])
     write_text_atomic(folder / 'comparison.md', '\n'.join([f'{title}. {PROTOCOL}.', '', *table(comparisons), '']))
 
 
-def _panels(item: Comparison) -> list[picture.Panel]:
+def _panels(item: Comparison) -> list[panels.Panel]:
     """A row of the picture."""
-    place = picture.corner(item.truth, item.photo.top, item.photo.left, SCALE)
+    place = panels.corner(item.truth, item.photo.top, item.photo.left, SCALE)
     low = f'{item.low.shape[1]}x{item.low.shape[0]} pixels'
     size = f'{item.truth.shape[1]}x{item.truth.shape[0]} pixels'
     return [
-        picture.Panel(item.photo.name, 'not in the training set', picture.overview(item.truth, *place)),
-        picture.Panel('Low resolution', low, picture.crop(item.low, *place, SCALE)),
-        picture.Panel('Bicubic', f'{item.by_bicubic.psnr:.2f} dB', picture.crop(item.bicubic, *place)),
-        picture.Panel('HAT', f'{item.by_hat.psnr:.2f} dB ({item.gain:+.2f})', picture.crop(item.restored, *place)),
-        picture.Panel('Ground truth', size, picture.crop(item.truth, *place)),
+        panels.Panel(item.photo.name, 'not in the training set', panels.overview(item.truth, *place)),
+        panels.Panel('Low resolution', low, panels.crop(item.low, *place, SCALE)),
+        panels.Panel('Bicubic', f'{item.by_bicubic.psnr:.2f} dB', panels.crop(item.bicubic, *place)),
+        panels.Panel('HAT', f'{item.by_hat.psnr:.2f} dB ({item.gain:+.2f})', panels.crop(item.restored, *place)),
+        panels.Panel('Ground truth', size, panels.crop(item.truth, *place)),
     ]

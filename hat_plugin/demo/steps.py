@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from hat_plugin.archs.hat_arch import HAT
 from hat_plugin.archs.initialise import start_as_interpolation_
 from hat_plugin.data.bicubic import imresize
 from hat_plugin.engine.checkpoint import cpu_state_dict, save_torch_file
+from hat_plugin.engine.logging import short_messages
 from hat_plugin.engine.options import read_yaml
 from hat_plugin.prepare import command as prepare
 
@@ -26,7 +26,6 @@ Say = Callable[[str], None]
 OPTION_FILE = 'demo_HAT_SRx4.yml'
 RUN = Path('experiments/demo_HAT_SRx4')
 HELD_OUT = Path('datasets/HeldOut')
-_LONG_MESSAGE = 10  # lines; the options and the machine's description go to the run's log file alone
 
 
 def weights_file(iterations: int) -> Path:
@@ -82,7 +81,7 @@ def train_network(option_file: Path, iterations: int, say: Say) -> int:
     words = ['-opt', str(option_file), '--auto_resume']
     if iterations != read_yaml(option_file)['train']['total_iter']:
         words += ['--force_yml', f'train:total_iter={iterations}', f'train:scheduler:periods:0={iterations}']
-    with _short_messages():
+    with short_messages():
         return _run('train', train, words, say)
 
 
@@ -92,21 +91,3 @@ def _run(name: str, module: ModuleType, words: list[str], say: Say) -> int:
     parser = argparse.ArgumentParser(prog=f'basicsr {name}', allow_abbrev=False)
     module.add_arguments(parser)
     return int(module.run(parser.parse_args(words)))
-
-
-@contextmanager
-def _short_messages() -> Iterator[None]:
-    """Keep the training's longest messages off the terminal."""
-    from basicsr.utils import get_root_logger
-
-    def is_short(record: logging.LogRecord) -> bool:
-        return record.getMessage().count('\n') < _LONG_MESSAGE
-
-    terminals = [handler for handler in get_root_logger().handlers if type(handler) is logging.StreamHandler]
-    for handler in terminals:
-        handler.addFilter(is_short)
-    try:
-        yield
-    finally:
-        for handler in terminals:
-            handler.removeFilter(is_short)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from basicsr.utils import get_root_logger
 
+_LONG_MESSAGE = 10  # lines
 _FORMAT = logging.Formatter('%(asctime)s %(levelname)s: %(message)s')
 
 
@@ -51,3 +54,20 @@ class RunLogger:
         if self._file is not None:
             self.logger.removeHandler(self._file)
             self._file.close()
+
+
+@contextmanager
+def short_messages() -> Iterator[None]:
+    """Keep the longest messages, the options and the machine's description say, off the terminal; the file has them."""
+
+    def is_short(record: logging.LogRecord) -> bool:
+        return record.getMessage().count('\n') < _LONG_MESSAGE
+
+    terminals = [handler for handler in get_root_logger().handlers if type(handler) is logging.StreamHandler]
+    for handler in terminals:
+        handler.addFilter(is_short)
+    try:
+        yield
+    finally:
+        for handler in terminals:
+            handler.removeFilter(is_short)

@@ -31,6 +31,7 @@ class ValidationMixin:
     Attributes:
         metric_results: metric -> mean over the pictures of the last validation, the same on every rank.
         image_results: (picture's name, its metrics) in the data set's order.
+        tiled_images: how many of these pictures were restored in tiles.
         should_stop: asked before each picture; True (on any rank) breaks the validation off.
         validation_complete: whether the last one was not.
     """
@@ -152,6 +153,7 @@ class ValidationMixin:
         tb_logger: Any,
     ) -> None:
         self.image_results = [(name, metrics) for _, name, metrics, _ in rows]
+        self.tiled_images = sum(tiled for *_, tiled in rows)
         measured = [metrics for _, _, metrics, _ in rows if metrics]
         wanted = (self.opt['val'] or {}).get('metrics') or {}
         options = {name: settings for name, settings in wanted.items() if any(name in row for row in measured)}
@@ -165,11 +167,11 @@ class ValidationMixin:
             self._update_best_metric_result(dataset_name, name, value, current_iter)  # type: ignore[attr-defined]
         if distributed.current_world().is_main:
             self._log_validation_metric_values(current_iter, dataset_name, tb_logger)  # type: ignore[attr-defined]
-        tiles = sum(tiled for *_, tiled in rows)
         for name, value in self.metric_results.items():
             if value != value:
                 get_root_logger().warning(f'{dataset_name}: {name} is not a number; is crop_border too large for it?')
-        how = 'whole pictures' if not tiles else f'{tiles} of {len(rows)} in tiles, which changes the figures slightly'
+        tiles, whole = self.tiled_images, 'whole pictures'
+        how = whole if not tiles else f'{tiles} of {len(rows)} in tiles, which changes the figures slightly'
         protocol = '; '.join(f'{name}: {describe_metric(each, self.opt["val"])}' for name, each in options.items())
         computed = '' if precision_of(self.opt) == 'fp32' else f'computed in {precision_of(self.opt)}, '
         get_root_logger().log(logging.INFO, f'{dataset_name}: {len(measured)} pictures, {computed}{how}; {protocol}')

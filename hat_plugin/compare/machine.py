@@ -123,8 +123,10 @@ def _versions() -> str:
 def _commit() -> str:
     """The checkout's commit, '-dirty' where files differ from it."""
     command = ['git', 'describe', '--always', '--dirty', '--exclude=*']
+    where, quiet = Path(__file__).resolve().parents[2], {**os.environ, 'GIT_OPTIONAL_LOCKS': '0'}
+    if not (where / 'setup.py').is_file():  # installed: the commit of whatever it lies in would be another's
+        return ''
     try:
-        where, quiet = Path(__file__).parent, {**os.environ, 'GIT_OPTIONAL_LOCKS': '0'}
         done = subprocess.run(command, cwd=where, env=quiet, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return ''

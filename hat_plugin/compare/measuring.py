@@ -1,0 +1,268 @@
+"""The figures of each network on each test set, picture by picture; what was measured before is not measured again.
+
+Restoring and measuring are `validation`'s, so that figures are those of ``basicsr test``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hat_plugin import __version__
+from hat_plugin.compare.protocol import Comparison
+from hat_plugin.data.bicubic import imresize
+from hat_plugin.engine.files import write_text_atomic
+from hat_plugin.engine.options import Options
+from hat_plugin.engine.progress import progress
+from hat_plugin.errors import DataError
+from hat_plugin.models.validation import as_picture, measure, needs_truth, picture_name, uses_image
+
+PICTURES, SCORES = 'pictures', 'scores'
+TRUTH = 'truth'
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A network's figures on a test set.
+
+    Attributes:
+        pictures: name of a picture -> metric -> value, in the set's order.
+        tiled: how many of them were restored in tiles.
+    """
+
+    pictures: dict[str, dict[str, float]]
+    tiled: int = 0
+
+    def values(self, metric: str) -> np.ndarray:
+        """One metric of all pictures that have it, (N,)."""
+        return np.array([row[metric] for row in self.pictures.values() if metric in row])
+
+    def mean(self, metric: str) -> float:
+        """Over the pictures; not a number where none has the metric."""
+        values = self.values(metric)
+        return float(values.mean()) if values.size else float('nan')
+
+
+Findings = dict[str, dict[str, Scores]]
+"""Test set -> who -> figures; the first is what no network made: the input, enlarged where the task is to enlarge."""
+
+
+def baseline(scale: int) -> str:
+    """What the input itself is called, beside the networks: bicubic where they enlarge it, else input."""
+    return 'bicubic' if scale > 1 else 'input'
+
+
+def find_picture(findings: Findings, name: str, flag: str) -> tuple[str, str]:
+    """The test set and the name in it of a picture that the user named, with the set's name before it or without.
+
+    Args:
+        findings: of `measure_inputs`.
+        name: ``img_001``, or ``Set5/img_001`` where several sets have one.
+        flag: that it was given with, for errors.
+
+    Raises:
+        DataError: no set has it, or several have.
+    """
+    pairs = [
+        (dataset, picture) for dataset, scores in findings.items() for picture in next(iter(scores.values())).pictures
+    ]
+    found = [pair for pair in pairs if name in (pair[1], '/'.join(pair))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(f'{flag} {name}: {len(found)} sets have one; write {" or ".join(map("/".join, found))}')
+    known = list(map('/'.join, pairs))
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
+    raise DataError(f'{flag} {name}: no such picture among {len(known)}; there are {", ".join(near)} ...')
+
+
+def picture_file(folder: Path, dataset: str, picture: str, who: str) -> Path:
+    """Where a picture of the comparison lies, 8 bits."""
+    return folder / PICTURES / dataset / f'{picture}_{who}.png'
+
+
+def measure_inputs(comparison: Comparison, folder: Path) -> Findings:
+    """Measure what the inputs of every test set reach without a network, and put them and the truths into the folder.
+
+    Args:
+        comparison: read and checked.
+        folder: for pictures and figures; both are kept, and taken up by the next run of the same comparison.
+
+    Raises:
+        HatPluginError: data are bad.
+    """
+    findings: Findings = {}
+    first = comparison.prepared(comparison.contenders[0])
+    for name, options in _sets(first).items():
+        loader = test_loader(options)
+        kept = Kept(folder, name, baseline(first['scale']), [terms(first), data_state(options)])
+        found = kept.read() or kept.write(_of_the_input(loader, first, folder))
+        findings[name] = {baseline(first['scale']): found}
+    return findings
+
+
+def measure_networks(comparison: Comparison, folder: Path, findings: Findings) -> None:
+    """Measure every network on every test set, and add that to what `measure_inputs` found.
+
+    Raises:
+        HatPluginError: data or weights are bad.
+    """
+    sets = _sets(comparison.prepared(comparison.contenders[0]))
+    data = {name: data_state(options) for name, options in sets.items()}
+    for number, contender in enumerate(comparison.contenders, 1):
+        opt = comparison.prepared(contender)
+        opt['path']['visualization'] = str(folder / PICTURES)
+        opt['val'].update(suffix=contender.label, pbar=True)
+        identity = [terms(opt), opt['network_g'], opt['model_type'], file_hash(contender.weights)]
+        model: Any = None
+        for name, options in sets.items():
+            kept = Kept(folder, name, contender.label, [*identity, data[name]])
+            scores = kept.read()
+            if scores is None:
+                model = model or _build(opt)
+                _logger().info(f'[{number}/{len(comparison.contenders)}] {contender.label} on {name}')
+                model.validation(test_loader(options), opt['name'], None, save_img=True)
+                scores = kept.write(Scores(dict(model.image_results), model.tiled_images))
+            findings[name][contender.label] = scores
+
+
+def _sets(opt: Options) -> dict[str, Options]:
+    """Name -> options of every test set, in the order of `basicsr test`."""
+    return {str(options['name']): options for _, options in sorted(opt['datasets'].items())}
+
+
+def test_loader(options: Options) -> Any:
+    """Its pictures one by one, as validation reads them."""
+    from hat_plugin.data.build import build_dataset
+    from hat_plugin.data.loader import build_val_loader
+
+    return build_val_loader(build_dataset(options), options)
+
+
+def _build(opt: Options) -> Any:
+    from basicsr.models import build_model
+
+    return build_model(opt)
+
+
+def _logger() -> logging.Logger:
+    from basicsr.utils import get_root_logger
+
+    return get_root_logger()
+
+
+def _of_the_input(loader: Any, opt: Options, folder: Path) -> Scores:
+    """What the input reaches by itself, and the truth beside it."""
+    from basicsr.utils import imwrite
+
+    rows: dict[str, dict[str, float]] = {}
+    name, scale, val = str(loader.dataset.opt['name']), int(opt['scale'] or 1), opt['val']
+    for batch in progress(loader, description=f'{name}, {baseline(scale)}'):
+        picture = picture_name(batch['lq_path'][0], loader.dataset.opt)
+        enlarged, truth = enlarge(batch['lq'], scale), batch.get('gt')
+        pairs = {TRUTH: truth, baseline(scale): enlarged}
+        for who, tensor in pairs.items():
+            if tensor is not None:
+                imwrite(as_picture(tensor, use_image=True), str(picture_file(folder, name, picture, who)))
+        rows[picture] = dict(_figures(enlarged, truth, val))
+    return Scores(rows)
+
+
+def _figures(restored: Tensor, truth: Tensor | None, val: Options) -> Iterator[tuple[str, float]]:
+    for metric, options in (val.get('metrics') or {}).items():
+        if truth is None and needs_truth(options):
+            continue
+        kind = uses_image(options, val)
+        pair = {'img': as_picture(restored, use_image=kind)}
+        if truth is not None:
+            pair['img2'] = as_picture(truth, use_image=kind)
+        yield metric, measure(pair, options)
+
+
+def enlarge(lq: Tensor, scale: int) -> Tensor:
+    """(1, C, H, W) by MATLAB's bicubic to (1, C, H * scale, W * scale)."""
+    if scale == 1:
+        return lq
+    image = lq[0].permute(1, 2, 0).double().numpy()
+    return torch.from_numpy(imresize(image, scale)).permute(2, 0, 1)[None].float()
+
+
+# -- what was measured before ----------------------------------------------------------------------------------------
+
+
+class Kept:
+    """Figures on the disk, good as long as what they were taken of is the same.
+
+    Args:
+        folder: the comparison's.
+        dataset, who: what they are of.
+        identity: all that they depend on, of JSON's types.
+    """
+
+    def __init__(self, folder: Path, dataset: str, who: str, identity: list[Any]) -> None:
+        self.path = folder / SCORES / f'{dataset}_{who}.json'
+        text = json.dumps([__version__, *identity], sort_keys=True, default=str)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        self.pictures = lambda names: all(picture_file(folder, dataset, name, who).is_file() for name in names)
+
+    def read(self) -> Scores | None:
+        """The figures; None where there are none, they are of something else, or pictures are gone."""
+        try:
+            content = json.loads(self.path.read_text(encoding='utf-8'))
+            scores = Scores(content['pictures'], content['tiled'])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        same = content.get('fingerprint') == self.fingerprint
+        return scores if same and self.pictures(scores.pictures) else None
+
+    def write(self, scores: Scores) -> Scores:
+        """Keep them."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = {'fingerprint': self.fingerprint, **asdict(scores)}
+        write_text_atomic(self.path, json.dumps(content, indent=1) + '\n')
+        return scores
+
+
+def terms(opt: Options) -> Options:
+    """What a network's figures depend on besides the network: the metrics, the precision, the tiles, the scale."""
+    val = {key: value for key, value in opt['val'].items() if key not in ('save_img', 'suffix', 'pbar')}
+    return {'val': val, 'tile': opt.get('tile'), 'scale': opt.get('scale')}
+
+
+def data_state(options: Options) -> list[Any]:
+    """A test set's options, and name, size and time of all its files."""
+    files = []
+    for root in (value for key, value in sorted(options.items()) if key.startswith(('dataroot', 'meta_info'))):
+        for path in [root] if isinstance(root, str) else root or []:
+            files += sorted(_stamps(path))
+    return [{key: value for key, value in options.items() if key != 'phase'}, files]
+
+
+def _stamps(path: str) -> Iterator[tuple[str, int, int]]:
+    if os.path.isfile(path):
+        yield path, os.path.getsize(path), os.stat(path).st_mtime_ns
+    for folder, _, names in os.walk(path):
+        for name in names:
+            if name != 'lock.mdb':  # readers write to it
+                state = os.stat(os.path.join(folder, name))
+                yield os.path.join(folder, name), state.st_size, state.st_mtime_ns
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as handle:
+        for block in iter(lambda: handle.read(1 << 20), b''):
+            digest.update(block)
+    return digest.hexdigest()

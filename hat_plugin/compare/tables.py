@@ -1,0 +1,211 @@
+"""What was found, as tables: markdown for people, LaTeX for papers, CSV and JSON for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hat_plugin.compare.cost import Cost, side_of
+from hat_plugin.compare.measuring import Findings
+from hat_plugin.compare.protocol import Comparison
+from hat_plugin.compare.statistics import CONFIDENCE, Difference, difference
+from hat_plugin.compare.text import figure, gigas, markdown_table, megabytes, seconds, signed
+from hat_plugin.models.validation import describe_metric
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that a comparison found.
+
+    Attributes:
+        comparison: what was compared.
+        findings: test set -> who -> figures; the baseline first, then the networks in order.
+        costs: label -> cost.
+        machine: lines that say what it ran on.
+        metrics: name -> its options, as in ``val: metrics``.
+        val: the ``val`` section.
+    """
+
+    comparison: Comparison
+    findings: Findings
+    costs: dict[str, Cost]
+    machine: list[str]
+    metrics: dict[str, dict[str, Any]]
+    val: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> list[str]:
+        """Of the networks."""
+        return [contender.label for contender in self.comparison.contenders]
+
+    @property
+    def baseline(self) -> str:
+        """What the input itself is called."""
+        return next(iter(next(iter(self.findings.values()))))
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Of a metric, as the options say."""
+        return self.metrics[metric].get('better', 'higher') == 'higher'
+
+    def measured(self, dataset: str) -> list[str]:
+        """The metrics that a test set's pictures have; without a ground truth those alone that need none."""
+        scores = next(iter(self.findings[dataset].values()))
+        return [metric for metric in self.metrics if scores.values(metric).size]
+
+    def differences(self, dataset: str, metric: str) -> dict[str, Difference]:
+        """Each network after the first -> its difference to the first."""
+        scores, first = self.findings[dataset], self.labels[0]
+        better = self.higher_is_better(metric)
+        return {
+            label: difference(scores[label], scores[first], metric, higher_is_better=better)
+            for label in self.labels[1:]
+        }
+
+    def ranks(self, dataset: str, metric: str) -> dict[str, int]:
+        """Network -> its place by the mean, 1 for the best, as the table's digits show it."""
+        sign = -1 if self.higher_is_better(metric) else 1
+        shown = {label: sign * float(figure(self.findings[dataset][label].mean(metric))) for label in self.labels}
+        return {label: 1 + sum(other < value for other in shown.values()) for label, value in shown.items()}
+
+
+def bold_first(text: str, rank: int) -> str:
+    """The best in bold, the second underlined, as papers have it."""
+    return {1: f'**{text}**', 2: f'<u>{text}</u>'}.get(rank, text)
+
+
+# -- the tables ------------------------------------------------------------------------------------------------------
+
+
+def figures(result: Result, mark: Callable[[str, int], str] = bold_first) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: a row for the baseline and each network, a column for each metric of each test set."""
+    pairs = [(dataset, metric) for dataset in result.findings for metric in result.measured(dataset)]
+    rows = [[result.baseline, *(figure(result.findings[name][result.baseline].mean(metric)) for name, metric in pairs)]]
+    ranks = {pair: result.ranks(*pair) for pair in pairs}
+    for label in result.labels:
+        cells = [
+            mark(figure(result.findings[name][label].mean(metric)), ranks[name, metric][label])
+            for name, metric in pairs
+        ]
+        rows.append([label, *cells])
+    return ['', *(f'{dataset} {metric}' for dataset, metric in pairs)], rows
+
+
+def cost_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of what networks cost."""
+    side = side_of(result.comparison.contenders[0].test.get('scale'))
+    timed = any(cost.seconds for cost in result.costs.values())
+    columns = ['', 'parameters', f'MACs, {side}x{side}', 'without attention products']
+    columns += ['time', 'memory'] if timed else []
+    rows = []
+    for label, cost in result.costs.items():
+        macs = cost.macs
+        cells = [f'{cost.parameters:,}', gigas(macs.total if macs else None)]
+        cells.append(gigas(macs.without_attention_products if macs else None))
+        if timed:
+            cells += [seconds(cost.seconds) if cost.seconds else '-', megabytes(cost.bytes or 0)]
+        rows.append([label, *cells])
+    return columns, rows
+
+
+def difference_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of how far each network is from the first."""
+    rows = []
+    for dataset in result.findings:
+        for metric in result.measured(dataset):
+            for label, found in result.differences(dataset, metric).items():
+                cells = [signed(found.mean), found.between, str(found.better), str(found.worse)]
+                rows.append([f'{label}, {dataset} {metric}', *cells])
+    first = result.labels[0]
+    return [f'to {first}', 'mean', f'{CONFIDENCE:.0%} interval', 'pictures better', 'worse'], rows
+
+
+def protocol_lines(result: Result) -> list[str]:
+    """How figures were taken, what was not alike, and what ran where."""
+    scale = result.comparison.contenders[0].test.get('scale') or 1
+    lines = [f'{name}: {describe_metric(options, result.val)}' for name, options in result.metrics.items()]
+    lines.append(f'precision: {result.val.get("precision") or "fp32"}')
+    for dataset, scores in result.findings.items():
+        tiled = {label: scores[label].tiled for label in result.labels if scores[label].tiled}
+        told = ', '.join(f'{label} {count} in tiles' for label, count in tiled.items()) or 'none in tiles'
+        lines.append(f'{dataset}: {len(scores[result.baseline].pictures)} pictures, {told}')
+    if scale > 1:
+        lines.append(f"bicubic: the input enlarged {scale} times by MATLAB's bicubic")
+    for contender in result.comparison.contenders:
+        lines.append(f'{contender.label}: weights {contender.test["path"]["pretrain_network_g"]}')
+        lines += [f'{contender.label} differs: {line}' for line in contender.differences]
+    return lines
+
+
+def markdown(result: Result) -> str:
+    """The whole as a page of markdown."""
+    blocks = [f'# {result.comparison.name}', markdown_table(*figures(result)), markdown_table(*cost_rows(result))]
+    columns, rows = difference_rows(result)
+    if rows:
+        blocks += ['## Differences, picture by picture', markdown_table(columns, rows)]
+    blocks += ['## Protocol', '\n'.join(f'- {line}' for line in protocol_lines(result)), '\n'.join(result.machine)]
+    return '\n\n'.join(blocks) + '\n'
+
+
+def latex(result: Result) -> str:
+    """The figures as a table for a paper, of the package booktabs."""
+
+    def mark(text: str, rank: int) -> str:
+        return {1: rf'\textbf{{{text}}}', 2: rf'\underline{{{text}}}'}.get(rank, text)
+
+    columns, rows = figures(result, mark)
+    for row in rows[1:]:
+        cost = result.costs[row[0]]
+        row[1:1] = [f'{cost.parameters / 1e6:.2f}', f'{cost.macs.total / 1e9:.1f}' if cost.macs else '-']
+    rows[0][1:1] = ['-', '-']
+    head = ['Method', 'Params (M)', 'MACs (G)', *columns[1:]]
+    lines = [rf'\begin{{tabular}}{{l{"r" * (len(head) - 1)}}}', r'\toprule', ' & '.join(map(_escaped, head)) + r' \\']
+    lines.append(r'\midrule')
+    lines += [' & '.join([_escaped(row[0]), *row[1:]]) + r' \\' for row in rows]
+    return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', ''])
+
+
+def _escaped(text: str) -> str:
+    return ''.join(f'\\{letter}' if letter in '&%$#_{}' else letter for letter in text)
+
+
+def comma_separated(result: Result) -> str:
+    """Every figure of every picture, a line each."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(['dataset', 'picture', 'who', 'metric', 'value'])
+    for dataset, scores in result.findings.items():
+        for who, found in scores.items():
+            for picture, row in found.pictures.items():
+                writer.writerows([dataset, picture, who, metric, repr(value)] for metric, value in row.items())
+    return file.getvalue()
+
+
+def record(result: Result) -> dict[str, Any]:
+    """Everything, of JSON's types."""
+    return {
+        'name': result.comparison.name,
+        'machine': result.machine,
+        'protocol': protocol_lines(result),
+        'costs': {label: asdict(cost) for label, cost in result.costs.items()},
+        'means': {
+            dataset: {
+                who: {metric: found.mean(metric) for metric in result.measured(dataset)}
+                for who, found in scores.items()
+            }
+            for dataset, scores in result.findings.items()
+        },
+        'differences': {
+            dataset: {
+                metric: {label: asdict(found) for label, found in result.differences(dataset, metric).items()}
+                for metric in result.measured(dataset)
+            }
+            for dataset in result.findings
+        },
+        'pictures': {
+            dataset: {who: found.pictures for who, found in scores.items()}
+            for dataset, scores in result.findings.items()
+        },
+    }

@@ -1,0 +1,44 @@
+"""Differences picture by picture, against SciPy's bootstrap and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from hat_plugin.compare.measuring import Scores
+from hat_plugin.compare.statistics import difference, interval
+
+
+def scores(*values: float) -> Scores:
+    return Scores({f'{number}': {'psnr': value} for number, value in enumerate(values)})
+
+
+def test_the_interval_is_scipy_s() -> None:
+    each = np.random.default_rng(3).normal(0.1, 0.3, 40)
+    low, high = interval(each)
+    expected = bootstrap((each,), np.mean, n_resamples=20_000, method='percentile').confidence_interval
+    assert low == pytest.approx(expected.low, abs=0.006)
+    assert high == pytest.approx(expected.high, abs=0.006)
+
+
+def test_differences_are_of_the_same_pictures() -> None:
+    found = difference(scores(30, 31, 32, 33, 34), scores(29, 31, 33, 32, 32), 'psnr')
+    assert (found.mean, found.better, found.worse) == (pytest.approx(0.6), 3, 1)
+    assert found.low is not None
+    assert found.low < 0.6 < (found.high or 0)
+    assert not found.is_clear
+    assert difference(scores(2, 2, 2, 2, 2), scores(1, 1, 1, 1, 1), 'psnr').is_clear
+    with pytest.raises(ValueError, match='same pictures'):
+        difference(scores(1, 2), scores(1), 'psnr')
+
+
+def test_lower_may_be_better() -> None:
+    found = difference(scores(1, 2, 3), scores(2, 3, 1), 'psnr', higher_is_better=False)
+    assert (found.better, found.worse) == (2, 1)
+
+
+def test_of_few_pictures_no_interval_is_told() -> None:
+    found = difference(scores(1, 2), scores(2, 2), 'psnr')
+    assert (found.low, found.high, found.is_clear) == (None, None, False)
+    assert found.between == 'fewer than 5 pictures'
