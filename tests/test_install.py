@@ -221,7 +221,10 @@ def test_the_wheel_carries_the_package_and_the_option_files(wheel: Path, reposit
         metadata = content.read(f'hat_plugin-{hat_plugin.__version__}.dist-info/METADATA').decode()
     ours = {str(file.relative_to(repository)) for file in (repository / 'hat_plugin').rglob('*.py')}
     options = {f'hat_plugin/options/{file.name}' for file in (repository / 'options').glob('*.yml')}
-    assert ours | options <= names
+    read = {
+        f'hat_plugin/{name}' for name in ('compare/templates/report.html', 'kernels/products.cpp', 'kernels/tiles.hpp')
+    }
+    assert ours | options | read <= names
     assert not {name for name in names if not name.startswith(('hat_plugin/', 'hat_plugin-'))}
     assert 'License-Expression: Apache-2.0' in metadata or 'License: Apache-2.0' in metadata
     assert 'Requires-Python: >=3.10' in metadata

@@ -11,11 +11,14 @@ from types import ModuleType
 import pytest
 from basicsr.utils.options import parse_options
 
+from hat_plugin.compare.protocol import read_comparison
+from hat_plugin.engine.macs import count_macs
 from hat_plugin.engine.networks import build
 from hat_plugin.engine.options import load_options, read_yaml
 
 OPTIONS = Path(__file__).resolve().parent.parent / 'options'
-FILES = sorted(OPTIONS.glob('*.yml'))
+COMPARISONS = sorted(OPTIONS.glob('compare_*.yml'))
+FILES = sorted(set(OPTIONS.glob('*.yml')) - set(COMPARISONS))
 
 
 def generator() -> ModuleType:
@@ -85,3 +88,41 @@ def test_a_run_that_starts_from_another_names_it() -> None:
         if start.startswith('experiments/train_'):
             run = start.split('/')[1]
             assert (OPTIONS / f'{run}.yml').is_file(), f'{file.name} starts from {run}, of which there is no file'
+
+
+# -- comparisons -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('file', COMPARISONS, ids=lambda file: file.stem)
+def test_a_comparison_file_is_right(file: Path) -> None:
+    found = read_comparison([str(file)], trains=True, need_data=False)
+    text = file.read_text(encoding='utf-8')
+    assert found.name == file.stem
+    assert f'basicsr compare -opt options/{file.name} --train' in text.split('name:')[0], 'it opens with its command'
+    assert len(found.contenders) > 1
+    assert all(contender.train is not None and not contender.differences for contender in found.contenders)
+
+
+def test_the_five_of_one_cost_cost_the_same() -> None:
+    networks = read_yaml(OPTIONS / 'compare_denoise_color_sigma25_light.yml')['networks']
+    assert set(networks) == {'HATUNet', 'HAT', 'SwinIR', 'Restormer', 'NAFNet'}
+    for network in networks.values():
+        assert count_macs(build(network), (1, 3, 256, 256)).total / 1e9 == pytest.approx(7, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ('labels', 'task'),
+    [
+        (('HAT', 'HAT-S', 'HAT-L', 'SwinIR'), 'SRx4'),
+        (('HATUNet', 'HAT', 'Restormer', 'NAFNet'), 'SIDD'),
+        (('HATUNet', 'Restormer', 'NAFNet'), 'GoPro'),
+        (('HAT', 'SwinIR'), 'denoise_color_sigma25'),
+    ],
+)
+def test_test_files_of_one_task_are_comparable(
+    labels: tuple[str, ...], task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [str(OPTIONS / f'test_{label}_{task}.yml') for label in labels]
+    found = read_comparison(files, need_data=False)
+    assert (found.name, [contender.label for contender in found.contenders]) == (f'compare_{task}', list(labels))

@@ -106,7 +106,7 @@ def read_comparison(
     if any(holds_networks):
         name = files[holds_networks.index(True)]
         raise OptionsError(name, ['networks: a comparison file stands alone; give it without other files'])
-    return _from_test_files(raws, files)
+    return _from_test_files(raws, files, need_data)
 
 
 # -- a comparison file -----------------------------------------------------------------------------------------------
@@ -241,11 +241,11 @@ def _in_networks(problems: list[str], label: str, raw: Options) -> list[str]:
 # -- test files ------------------------------------------------------------------------------------------------------
 
 
-def _from_test_files(raws: list[Options], files: Sequence[str]) -> Comparison:
+def _from_test_files(raws: list[Options], files: Sequence[str], need_data: bool) -> Comparison:
     problems = []
     for raw, file in zip(raws, files, strict=True):
         try:
-            check_options(raw, file, is_train=False)
+            check_options(raw, file, is_train=False, need_data=need_data)
         except OptionsError as error:
             problems += [f'{file}: {problem}' for problem in error.problems]
         if not section_of(raw, 'path').get('pretrain_network_g'):
