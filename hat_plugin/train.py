@@ -42,29 +42,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train as the arguments say; the exit code is 0, or 128 + the signal that stopped the run."""
-    root = Path.cwd()
-    opt = load_options(args.opt, root_path=root, is_train=True, force_yml=args.force_yml, debug=args.debug)
-    opt['auto_resume'] = args.auto_resume
+    opt = _options(args)
     try:
-        world = join(args, opt)
-        logger = RunLogger(world.is_main)
-        try:
-            return _train(args, opt, world, logger)
-        finally:
-            logger.close()
+        return _run_in(join(args, opt), args, opt)
     finally:
         distributed.finish()
 
 
+def run_in(world: distributed.World, args: argparse.Namespace) -> int:
+    """`run` as one of the ranks that have met already, and stay together afterwards."""
+    opt = _options(args)
+    note_world(opt, world)
+    return _run_in(world, args, opt)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    opt = load_options(args.opt, root_path=Path.cwd(), is_train=True, force_yml=args.force_yml, debug=args.debug)
+    return {**opt, 'auto_resume': args.auto_resume}
+
+
+def _run_in(world: distributed.World, args: argparse.Namespace, opt: dict[str, Any]) -> int:
+    logger = RunLogger(world.is_main)
+    try:
+        return _train(args, opt, world, logger)
+    finally:
+        logger.close()
+
+
 def join(args: argparse.Namespace, opt: dict[str, Any]) -> distributed.World:
-    """Meet the other ranks and note in the options what BasicSR's classes look up there."""
+    """Meet the other ranks, and note them in the options."""
     settings = opt.get('dist_params') or {}
     backend = 'gloo' if opt['num_gpu'] == 0 else settings.get('backend')
     world = distributed.initialise(
         args.launcher, backend=backend, port=settings.get('port'), local_rank=args.local_rank
     )
-    opt.update(root_path=str(Path.cwd()), dist=world.distributed, rank=world.rank, world_size=world.size)
+    note_world(opt, world)
     return world
+
+
+def note_world(opt: dict[str, Any], world: distributed.World) -> None:
+    """Put into a run's options what BasicSR's classes look up there of the ranks."""
+    opt.update(root_path=str(Path.cwd()), dist=world.distributed, rank=world.rank, world_size=world.size)
 
 
 # -- the story of a run ----------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hat_plugin.arguments import whole_number
@@ -14,11 +16,14 @@ from hat_plugin.compare.measuring import find_picture, measure_inputs, measure_n
 from hat_plugin.compare.protocol import Comparison, read_comparison
 from hat_plugin.compare.tables import Result
 from hat_plugin.compare.training import check_earlier_runs, train_missing
+from hat_plugin.engine import distributed
+from hat_plugin.engine.distributed import World
+from hat_plugin.engine.files import folder_lock
 from hat_plugin.engine.logging import RunLogger, short_messages
-from hat_plugin.errors import HatPluginError
+from hat_plugin.errors import DataError, HatPluginError
 from hat_plugin.models.inference import check_precision, precision_of
 from hat_plugin.models.states import device_of
-from hat_plugin.prepare.manifest import folder_lock
+from hat_plugin.train import join
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '(those in which the networks differ most)')  # fmt: skip
     add('--attribution', nargs='+', default=[], metavar='PICTURE[:TOP,LEFT]', help='draw local attribution maps of a '
         'window of the output')  # fmt: skip
+    add('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='who starts the ranks')
+    add('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
     add('--force_yml', nargs='+', default=[], metavar='KEY=VALUE', help='change options of each file: val:metrics=...')
 
 
@@ -55,38 +62,78 @@ def run(args: argparse.Namespace) -> int:
         raise HatPluginError(f'{comparison.source}: val: metrics: missing (what to compare by); add it, psnr say')
     check_precision(precision_of(first), device_of(first))
     check_earlier_runs(comparison)
+    try:
+        world = join(args, first)
+        return _run(args, comparison, world, wanted, windows)
+    finally:
+        distributed.finish()
+
+
+def _run(
+    args: argparse.Namespace, comparison: Comparison, world: World, wanted: list[Wanted], windows: list[Wanted]
+) -> int:
     folder = args.output or Path('results') / comparison.name
-    folder.mkdir(parents=True, exist_ok=True)
-    with folder_lock(folder):
+    with _held(folder, world):
         if args.train:
-            code = train_missing(comparison, folder, lambda text: print(text, flush=True))
+            code = train_missing(comparison, folder, world)
             if code:
                 return code
-        logger = RunLogger(is_main=True)
+        logger = RunLogger(world.is_main)
         try:
             logger.open_file(folder / f'compare_{time.strftime("%Y%m%d_%H%M%S")}.log')
             with short_messages():
-                page = _compared(args, comparison, folder, wanted, windows)
+                result = _compared(args, comparison, folder, world, wanted, windows)
         finally:
             logger.close()
-    print(f'\nLook at {page}')
+    if result is not None:
+        print(f'\n{tables.markdown(result)}\nLook at {folder / report.PAGE}')
     return 0
 
 
+@contextmanager
+def _held(folder: Path, world: World) -> Iterator[None]:
+    """Keep a second comparison out of the folder, for all ranks together."""
+    with ExitStack() as stack:
+        failure = ''
+        if world.is_main:
+            try:
+                stack.enter_context(folder_lock(folder))
+            except DataError as error:
+                failure = str(error)
+        failure = distributed.from_main(failure)
+        if failure:
+            raise DataError(failure)
+        yield
+
+
 def _compared(
-    args: argparse.Namespace, comparison: Comparison, folder: Path, wanted: list[Wanted], windows: list[Wanted]
-) -> Path:
-    """Measure, write and print; the page."""
+    args: argparse.Namespace,
+    comparison: Comparison,
+    folder: Path,
+    world: World,
+    wanted: list[Wanted],
+    windows: list[Wanted],
+) -> Result | None:
+    """Measure, and write; None on ranks other than 0."""
+    found, failure = None, ''
+    if world.is_main:
+        try:
+            found = measure_inputs(comparison, folder)
+            for each in wanted:
+                find_picture(found, each.name, '--show')
+            mapped = maps.find(comparison, found, windows)
+        except DataError as error:
+            failure = str(error)
+    failure = distributed.from_main(failure)
+    if failure:
+        raise DataError(failure)
+    findings = measure_networks(comparison, folder, world, distributed.from_main(found))
+    if not world.is_main:
+        return None
     first = comparison.prepared(comparison.contenders[0])
-    findings = measure_inputs(comparison, folder)
-    for each in wanted:
-        find_picture(findings, each.name, '--show')
-    mapped = maps.find(comparison, findings, windows)
-    measure_networks(comparison, folder, findings)
     ran_on = machine.examine(device_of(first)).lines()
     measured = costs(comparison, args.rounds)
     result = Result(comparison, findings, measured, ran_on, first['val']['metrics'], first['val'])
     shown = gallery.parts(result, folder, wanted)
-    page = report.write(result, folder, shown, maps.map_all(comparison, folder, mapped))
-    print('\n' + tables.markdown(result))
-    return page
+    report.write(result, folder, shown, maps.map_all(comparison, folder, mapped))
+    return result

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from basicsr.utils import get_root_logger
 from torch import Tensor
 
 from hat_plugin.compare.peak import keep_freed_blocks, peak_bytes
@@ -58,6 +59,7 @@ def costs(comparison: Comparison, rounds: int) -> dict[str, Cost]:
     counted = {label: _counted(opt) for label, opt in opts.items()}
     if not rounds:
         return counted
+    get_root_logger().info(f'timing {len(opts)} networks in turns, {rounds} rounds or more')
     calls = {label: _forward(opt) for label, opt in opts.items()}
     device = device_of(next(iter(opts.values())))
     peaks = {label: peak_bytes(call, device) for label, call in calls.items()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,19 +16,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from basicsr.utils import get_root_logger, imwrite
 from torch import Tensor
 
 from hat_plugin import __version__
 from hat_plugin.compare.protocol import Comparison
 from hat_plugin.data.bicubic import imresize
+from hat_plugin.engine import distributed
+from hat_plugin.engine.distributed import World
 from hat_plugin.engine.files import write_text_atomic
 from hat_plugin.engine.options import Options
 from hat_plugin.engine.progress import progress
 from hat_plugin.errors import DataError
 from hat_plugin.models.validation import as_picture, measure, needs_truth, picture_name, uses_image
+from hat_plugin.train import note_world
 
 PICTURES, SCORES = 'pictures', 'scores'
 TRUTH = 'truth'
+ALONE = World()
 
 
 @dataclass(frozen=True)
@@ -112,29 +116,45 @@ def measure_inputs(comparison: Comparison, folder: Path) -> Findings:
     return findings
 
 
-def measure_networks(comparison: Comparison, folder: Path, findings: Findings) -> None:
-    """Measure every network on every test set, and add that to what `measure_inputs` found.
+def measure_networks(comparison: Comparison, folder: Path, world: World, findings: Findings) -> Findings:
+    """Measure every network on every test set; several ranks share the pictures, and each calls this.
+
+    Args:
+        comparison, folder: as for `measure_inputs`.
+        world: of this process.
+        findings: of `measure_inputs`.
+
+    Returns:
+        The same with the networks.
 
     Raises:
         HatPluginError: data or weights are bad.
     """
+    from basicsr.models import build_model
+
+    found = {name: dict(scores) for name, scores in findings.items()}
     sets = _sets(comparison.prepared(comparison.contenders[0]))
     data = {name: data_state(options) for name, options in sets.items()}
     for number, contender in enumerate(comparison.contenders, 1):
         opt = comparison.prepared(contender)
+        note_world(opt, world)
         opt['path']['visualization'] = str(folder / PICTURES)
         opt['val'].update(suffix=contender.label, pbar=True)
         identity = [terms(opt), opt['network_g'], opt['model_type'], file_hash(contender.weights)]
         model: Any = None
         for name, options in sets.items():
             kept = Kept(folder, name, contender.label, [*identity, data[name]])
-            scores = kept.read()
+            scores = distributed.from_main(kept.read())
             if scores is None:
-                model = model or _build(opt)
-                _logger().info(f'[{number}/{len(comparison.contenders)}] {contender.label} on {name}')
-                model.validation(test_loader(options), opt['name'], None, save_img=True)
-                scores = kept.write(Scores(dict(model.image_results), model.tiled_images))
-            findings[name][contender.label] = scores
+                model = model or build_model(opt)
+                get_root_logger().info(f'[{number}/{len(comparison.contenders)}] {contender.label} on {name}')
+                loader = test_loader(options, world)
+                model.validation(loader, opt['name'], None, save_img=True)
+                scores = Scores(dict(model.image_results), model.tiled_images)
+                if world.is_main:
+                    kept.write(scores)
+            found[name][contender.label] = scores
+    return found
 
 
 def _sets(opt: Options) -> dict[str, Options]:
@@ -142,30 +162,16 @@ def _sets(opt: Options) -> dict[str, Options]:
     return {str(options['name']): options for _, options in sorted(opt['datasets'].items())}
 
 
-def test_loader(options: Options) -> Any:
-    """Its pictures one by one, as validation reads them."""
+def test_loader(options: Options, world: World = ALONE) -> Any:
+    """A test set's pictures one by one, as validation reads them; of several ranks this one's part."""
     from hat_plugin.data.build import build_dataset
     from hat_plugin.data.loader import build_val_loader
 
-    return build_val_loader(build_dataset(options), options)
-
-
-def _build(opt: Options) -> Any:
-    from basicsr.models import build_model
-
-    return build_model(opt)
-
-
-def _logger() -> logging.Logger:
-    from basicsr.utils import get_root_logger
-
-    return get_root_logger()
+    return build_val_loader(build_dataset(options), options, rank=world.rank, world_size=world.size)
 
 
 def _of_the_input(loader: Any, opt: Options, folder: Path) -> Scores:
     """What the input reaches by itself, and the truth beside it."""
-    from basicsr.utils import imwrite
-
     rows: dict[str, dict[str, float]] = {}
     name, scale, val = str(loader.dataset.opt['name']), int(opt['scale'] or 1), opt['val']
     for batch in progress(loader, description=f'{name}, {baseline(scale)}'):

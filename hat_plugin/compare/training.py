@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+from basicsr.utils import get_root_logger
 
 from hat_plugin import train
 from hat_plugin.compare.protocol import Comparison, Contender, unequal
+from hat_plugin.engine import distributed
+from hat_plugin.engine.distributed import World
 from hat_plugin.engine.files import write_text_atomic
 from hat_plugin.engine.options import Options, read_yaml
 from hat_plugin.errors import HatPluginError
@@ -55,13 +57,13 @@ def _plain(opt: Options) -> Options:
     return kept
 
 
-def train_missing(comparison: Comparison, folder: Path, say: Callable[[str], None]) -> int:
+def train_missing(comparison: Comparison, folder: Path, world: World) -> int:
     """Train each network that is not trained to its end yet; what was begun is gone on with.
 
     Args:
         comparison: read and checked, and `check_earlier_runs` found nothing.
         folder: for the option files.
-        say: told of each training before it begins.
+        world: of this process; several ranks train together, and each calls this.
 
     Returns:
         0, or 128 + the signal that stopped a training; it is saved, and the next call goes on.
@@ -69,17 +71,19 @@ def train_missing(comparison: Comparison, folder: Path, say: Callable[[str], Non
     Raises:
         HatPluginError: a training failed; it has said why.
     """
-    missing = [each for each in comparison.contenders if each.train is not None and not each.weights.is_file()]
+    missing = [each.label for each in comparison.contenders if each.train is not None and not each.weights.is_file()]
+    missing = distributed.from_main(missing)
     options = folder / 'options'
     options.mkdir(parents=True, exist_ok=True)
-    for number, contender in enumerate(missing, 1):
+    for number, contender in enumerate((each for each in comparison.contenders if each.label in missing), 1):
         file = options / file_name(contender)
         write_text_atomic(file, yaml.safe_dump(contender.train, sort_keys=False, allow_unicode=True))
         words = ['-opt', str(file), '--auto_resume']
-        say(f'\n[{number}/{len(missing)}] {contender.label}\n$ basicsr train {shlex.join(words)}')
+        if world.is_main:
+            get_root_logger().info(f'[{number}/{len(missing)}] basicsr train {shlex.join(words)}')
         parser = argparse.ArgumentParser(prog='basicsr train', allow_abbrev=False)
         train.add_arguments(parser)
-        code = train.run(parser.parse_args(words))
+        code = train.run_in(world, parser.parse_args(words))
         if code:
             return code
     return 0

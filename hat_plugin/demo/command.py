@@ -15,10 +15,9 @@ from hat_plugin.arguments import whole_number
 from hat_plugin.demo import steps
 from hat_plugin.demo.compare import PROTOCOL, Comparison, compare, table, write_results
 from hat_plugin.demo.photos import HELD_OUT, TRAINING, copy_photos
-from hat_plugin.engine.files import write_text_atomic
+from hat_plugin.engine.files import folder_lock, write_text_atomic
 from hat_plugin.engine.options import read_yaml
 from hat_plugin.errors import DataError
-from hat_plugin.prepare.manifest import folder_lock
 from hat_plugin.resources import option_file
 from hat_plugin.restore.network import load_network
 

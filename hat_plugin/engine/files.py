@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hat_plugin.errors import DataError
+
+_LOCK = '.basicsr.lock'
+
 
 def sync_directory(folder: str | os.PathLike[str]) -> None:
     """Flush a folder's entries to the disk, so that a rename in it survives a power cut (POSIX; elsewhere a no-op)."""
@@ -56,3 +60,27 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Delete what killed writers left of `atomic_file` in a folder; nobody may be writing there now."""
     for aside in Path(folder).glob('.*.tmp'):
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Keep a second command out of a folder while one is at work there. A killed process holds no lock.
+
+    Raises:
+        DataError: another process is at work; or the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / _LOCK, 'w')  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise DataError(f'{folder}: cannot be written to ({error}); choose another place with -o') from error
+    with handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # not POSIX
+            pass
+        except OSError as error:
+            raise DataError(f'{folder}: another `basicsr` is at work here; wait for it') from error
+        yield  # the file stays: removing it would let two others in, one with the old and one with a new file

@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from hat_plugin.engine.files import folder_lock
 from hat_plugin.errors import DataError
 from hat_plugin.prepare import layout
 from hat_plugin.prepare.benchmark_sources import SETS, benchmark_pictures, find_sets
 from hat_plugin.prepare.build import Report, build
 from hat_plugin.prepare.folder import set_name
-from hat_plugin.prepare.manifest import folder_lock, read_manifest, write_manifest
+from hat_plugin.prepare.manifest import read_manifest, write_manifest
 from hat_plugin.prepare.options import add_picture_arguments, run_options
 from hat_plugin.prepare.plan import Cut, Output, Plan, lr_kernel
 from hat_plugin.prepare.scoring import PROTOCOL, bicubic_scores

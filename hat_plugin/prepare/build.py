@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hat_plugin.data.lmdb_writer import LmdbWriter
-from hat_plugin.engine.files import remove_leftovers
+from hat_plugin.engine.files import folder_lock, remove_leftovers
 from hat_plugin.engine.progress import progress
 from hat_plugin.engine.workers import Mapper, worker_pool
 from hat_plugin.errors import DataError
@@ -17,7 +17,6 @@ from hat_plugin.prepare.cutting import CutResult, cut_picture, first_key
 from hat_plugin.prepare.folder_writer import FolderWriter
 from hat_plugin.prepare.manifest import (
     check_room,
-    folder_lock,
     is_current,
     publish,
     read_manifest,

@@ -14,7 +14,7 @@ from typing import Any
 
 from hat_plugin.data.images import list_images
 from hat_plugin.data.lmdb_io import LmdbWriter
-from hat_plugin.engine.files import remove_leftovers
+from hat_plugin.engine.files import folder_lock, remove_leftovers
 from hat_plugin.engine.workers import worker_pool
 from hat_plugin.errors import DataError
 from hat_plugin.prepare import layout
@@ -22,7 +22,6 @@ from hat_plugin.prepare.build import Report
 from hat_plugin.prepare.examine import Journal, examine
 from hat_plugin.prepare.manifest import (
     check_room,
-    folder_lock,
     is_whole_lmdb,
     publish,
     read_manifest,

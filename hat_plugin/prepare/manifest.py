@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from hat_plugin.errors import DataError
 from hat_plugin.prepare.layout import MANIFEST
 
 _PENDING = f'.{MANIFEST}.pending'
-_LOCK = '.prepare.lock'
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -114,30 +111,6 @@ def versions() -> dict[str, str]:
     installed = {package: _version(package) for package in packages}
     found = {name: version for name, version in installed.items() if version}
     return {'hat_plugin': __version__, 'python': sys.version.split()[0], **found}
-
-
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Keep a second `basicsr prepare` out of a folder while one is at work there. A killed process holds no lock.
-
-    Raises:
-        DataError: another process is at work; or the folder cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / _LOCK, 'w')  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise DataError(f'{folder}: cannot be written to ({error}); choose another place with -o') from error
-    with handle:
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # not POSIX
-            pass
-        except OSError as error:
-            raise DataError(f'{folder}: another `basicsr prepare` is at work here; wait for it') from error
-        yield  # the file stays: removing it would let two others in, one with the old and one with a new file
 
 
 def check_room(folder: Path, needed: int) -> None:

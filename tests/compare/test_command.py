@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,25 @@ def test_a_stopped_training_is_gone_on_with(comparison: Options, written: Write,
     )
     assert 'Resuming training from epoch' in done.stdout + done.stderr
     assert set(record()['means']['photos']) == {'bicubic', 'HAT', 'SwinIR'}
+
+
+def test_two_ranks_compare_as_one(comparison: Options, written: Write, cli: Cli) -> None:
+    comparison['train']['total_batch_size'] = 4
+    file = written(comparison)
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--rdzv-backend=c10d']
+    launcher += ['--rdzv-endpoint=localhost:0', '-m', 'hat_plugin.cli', 'compare', '-opt', file, '--train']
+    command = [*launcher, '--launcher', 'pytorch', '--rounds', '1', '--attribution', 'coffee1']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('Look at results/small/report.html') == 1
+    two = record()
+    shutil.rmtree('results')
+    assert cli('compare', '-opt', file, '--rounds', '0').code == 0  # the same weights, one process
+    assert record()['pictures'] == two['pictures']
+    shutil.rmtree('experiments')
+    assert cli('compare', '-opt', file, '--train', '--rounds', '0').code == 0  # and trained by one process
+    for label, row in record()['means']['photos'].items():
+        assert row['psnr'] == pytest.approx(two['means']['photos'][label]['psnr'], abs=0.01)
 
 
 def test_pictures_without_truth_are_shown_beside_the_others(

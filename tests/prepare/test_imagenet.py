@@ -40,7 +40,7 @@ def test_the_list(prepare, train, tmp_path):
     assert 'n01440760_9.JPEG' in outcome.out
     assert len(json.loads((tmp_path / 'datasets' / 'imagenet' / 'manifest.json').read_text())['bad']) == 1
     assert 'was there' in prepare('imagenet', train, '--allow-partial', '--workers', 1).out
-    assert sorted(os.listdir(tmp_path / 'datasets' / 'imagenet')) == ['.prepare.lock', 'manifest.json', 'train_map.txt']
+    assert sorted(os.listdir(tmp_path / 'datasets' / 'imagenet')) == ['.basicsr.lock', 'manifest.json', 'train_map.txt']
 
 
 def test_the_lmdb_holds_the_published_files(prepare, train, tmp_path):

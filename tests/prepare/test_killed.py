@@ -15,6 +15,7 @@ from prepare.trees import SMALL, contents, own_process, run_and_kill, save
 from hat_plugin.data import lmdb_writer
 from hat_plugin.data.lmdb_io import LmdbReader
 from hat_plugin.data.lmdb_writer import EncodedImage, LmdbWriter, encode_image
+from hat_plugin.engine.files import folder_lock
 from hat_plugin.engine.workers import worker_pool
 from hat_plugin.errors import DataError
 from hat_plugin.prepare import build, folder_writer
@@ -155,13 +156,13 @@ def test_a_kill_between_two_renames_is_finished_by_the_next_run(div2k, prepare, 
     again = prepare(*arguments)
     assert contents(folder) == expected
     assert 'made' not in again.out
-    assert sorted(path.name for path in folder.iterdir() if path.name != '.prepare.lock') == sorted(expected)
+    assert sorted(path.name for path in folder.iterdir() if path.name != '.basicsr.lock') == sorted(expected)
 
 
 def test_two_at_once_do_not_disturb_each_other(div2k, prepare, tmp_path):
-    with manifests.folder_lock(tmp_path / 'datasets' / 'DIV2K'):
+    with folder_lock(tmp_path / 'datasets' / 'DIV2K'):
         message = prepare('div2k', div2k, '--allow-partial', *SMALL, code=2).err
-    assert 'another `basicsr prepare` is at work here' in message
+    assert 'another `basicsr` is at work here' in message
     prepare('div2k', div2k, '--allow-partial', *SMALL)
 
 

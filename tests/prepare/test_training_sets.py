@@ -46,7 +46,7 @@ def test_div2k(prepare, div2k, tmp_path, pictures):
     folder = tmp_path / 'datasets' / 'DIV2K'
     names = ['DIV2K_HR_sub.lmdb', *(f'DIV2K_bicx{scale}_sub.lmdb' for scale in (2, 3, 4))]
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*names, 'manifest.json', 'meta_info_DIV2Ksub_GT.txt', '.prepare.lock']
+        [*names, 'manifest.json', 'meta_info_DIV2Ksub_GT.txt', '.basicsr.lock']
     )
     hr = LmdbReader(folder / names[0])
     # (rows - 48) / 24 + 1 times (columns - 48) / 24 + 1, a last one at the edge where it does not come out even
