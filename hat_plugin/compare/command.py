@@ -122,11 +122,11 @@ def _compared(
             for each in wanted:
                 find_picture(found, each.name, '--show')
             mapped = maps.find(comparison, found, windows)
-        except DataError as error:
+        except HatPluginError as error:
             failure = str(error)
     failure = distributed.from_main(failure)
     if failure:
-        raise DataError(failure)
+        raise HatPluginError(failure)
     findings = measure_networks(comparison, folder, world, distributed.from_main(found))
     if not world.is_main:
         return None

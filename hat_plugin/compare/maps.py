@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hat_plugin.compare.attribution import attribute
 from hat_plugin.compare.gallery import Wanted
-from hat_plugin.compare.measuring import Findings, baseline, find_picture, test_loader
+from hat_plugin.compare.measuring import Findings, baseline, find_picture, pictures_of, scale_of
 from hat_plugin.compare.protocol import Comparison, Contender
 from hat_plugin.engine.progress import progress
 from hat_plugin.errors import DataError
@@ -73,8 +73,8 @@ def find(comparison: Comparison, findings: Findings, wanted: list[Wanted]) -> li
     for each in wanted:
         dataset, picture = find_picture(findings, each.name, '--attribution')
         number = list(next(iter(findings[dataset].values())).pictures).index(picture)
-        batch = next(itertools.islice(test_loader(sets[dataset]), number, None))
-        found.append(_part(batch['lq'], f'{dataset}/{picture}', each, int(opt.get('scale') or 1)))
+        batch = next(itertools.islice(pictures_of(sets[dataset]), number, None))
+        found.append(_part(batch['lq'], f'{dataset}/{picture}', each, scale_of(opt)))
     return found
 
 
@@ -82,7 +82,7 @@ def map_all(comparison: Comparison, folder: Path, found: list[MappedInput]) -> l
     """Draw the maps, in fp32."""
     if not found:
         return []
-    scale = int(comparison.contenders[0].test.get('scale') or 1)
+    scale = scale_of(comparison.contenders[0].test)
     diffusion: list[dict[str, float]] = [{} for _ in found]
     panels: list[list[Panel]] = [[_marked(folder, number, part, scale)] for number, part in enumerate(found)]
     for contender in progress(comparison.contenders, description='attribution maps', unit='network'):
@@ -134,7 +134,7 @@ def _network(comparison: Comparison, contender: Contender) -> Callable[[Tensor],
     opt['val']['precision'] = 'fp32'
     model = build_model(opt)
     net = model.evaluation_network().eval()
-    multiple, scale = padding_of(net, opt), int(opt.get('scale') or 1)
+    multiple, scale = padding_of(net, opt), scale_of(opt)
 
     def forward(image: Tensor) -> Tensor:
         height, width = image.shape[-2:]

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from basicsr.utils import get_root_logger, imwrite
 from torch import Tensor
 
 from hat_plugin import __version__
-from hat_plugin.compare.protocol import Comparison
+from hat_plugin.compare.protocol import Comparison, terms
 from hat_plugin.data.bicubic import imresize
 from hat_plugin.engine import distributed
 from hat_plugin.engine.distributed import World
@@ -28,7 +29,7 @@ from hat_plugin.engine.files import write_text_atomic
 from hat_plugin.engine.options import Options
 from hat_plugin.engine.progress import progress
 from hat_plugin.errors import DataError
-from hat_plugin.models.validation import as_picture, measure, needs_truth, picture_name, uses_image
+from hat_plugin.models.validation import as_picture, check_sizes, measure, needs_truth, picture_name, uses_image
 from hat_plugin.train import note_world
 
 PICTURES, SCORES = 'pictures', 'scores'
@@ -60,6 +61,11 @@ class Scores:
 
 Findings = dict[str, dict[str, Scores]]
 """Test set -> who -> figures; the first is what no network made: the input, enlarged where the task is to enlarge."""
+
+
+def scale_of(opt: Options) -> int:
+    """How many times a comparison's networks enlarge."""
+    return int(opt.get('scale') or 1)
 
 
 def baseline(scale: int) -> str:
@@ -109,10 +115,9 @@ def measure_inputs(comparison: Comparison, folder: Path) -> Findings:
     findings: Findings = {}
     first = comparison.prepared(comparison.contenders[0])
     for name, options in _sets(first).items():
-        loader = test_loader(options)
-        kept = Kept(folder, name, baseline(first['scale']), [terms(first), data_state(options)])
-        found = kept.read() or kept.write(_of_the_input(loader, first, folder))
-        findings[name] = {baseline(first['scale']): found}
+        who = baseline(scale_of(first))
+        kept = Kept(folder, name, who, [terms(first), data_state(options)])
+        findings[name] = {who: kept.read() or kept.write(_of_the_input(pictures_of(options), first, folder))}
     return findings
 
 
@@ -140,15 +145,15 @@ def measure_networks(comparison: Comparison, folder: Path, world: World, finding
         note_world(opt, world)
         opt['path']['visualization'] = str(folder / PICTURES)
         opt['val'].update(suffix=contender.label, pbar=True)
-        identity = [terms(opt), opt['network_g'], opt['model_type'], file_hash(contender.weights)]
+        network = [opt['model_type'], opt['network_g'], contender.test['path'], file_hash(contender.weights)]
         model: Any = None
         for name, options in sets.items():
-            kept = Kept(folder, name, contender.label, [*identity, data[name]])
+            kept = Kept(folder, name, contender.label, [terms(opt), *network, data[name]])
             scores = distributed.from_main(kept.read())
             if scores is None:
                 model = model or build_model(opt)
                 get_root_logger().info(f'[{number}/{len(comparison.contenders)}] {contender.label} on {name}')
-                loader = test_loader(options, world)
+                loader = pictures_of(options, world)
                 model.validation(loader, opt['name'], None, save_img=True)
                 scores = Scores(dict(model.image_results), model.tiled_images)
                 if world.is_main:
@@ -162,7 +167,7 @@ def _sets(opt: Options) -> dict[str, Options]:
     return {str(options['name']): options for _, options in sorted(opt['datasets'].items())}
 
 
-def test_loader(options: Options, world: World = ALONE) -> Any:
+def pictures_of(options: Options, world: World = ALONE) -> Any:
     """A test set's pictures one by one, as validation reads them; of several ranks this one's part."""
     from hat_plugin.data.build import build_dataset
     from hat_plugin.data.loader import build_val_loader
@@ -173,10 +178,12 @@ def test_loader(options: Options, world: World = ALONE) -> Any:
 def _of_the_input(loader: Any, opt: Options, folder: Path) -> Scores:
     """What the input reaches by itself, and the truth beside it."""
     rows: dict[str, dict[str, float]] = {}
-    name, scale, val = str(loader.dataset.opt['name']), int(opt['scale'] or 1), opt['val']
+    name, scale, val = str(loader.dataset.opt['name']), scale_of(opt), opt['val']
     for batch in progress(loader, description=f'{name}, {baseline(scale)}'):
         picture = picture_name(batch['lq_path'][0], loader.dataset.opt)
         enlarged, truth = enlarge(batch['lq'], scale), batch.get('gt')
+        if truth is not None:
+            check_sizes(enlarged, truth, f'{name}/{picture}', scale)
         pairs = {TRUTH: truth, baseline(scale): enlarged}
         for who, tensor in pairs.items():
             if tensor is not None:
@@ -220,7 +227,7 @@ class Kept:
         self.path = folder / SCORES / f'{dataset}_{who}.json'
         text = json.dumps([__version__, *identity], sort_keys=True, default=str)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
-        self.pictures = lambda names: all(picture_file(folder, dataset, name, who).is_file() for name in names)
+        self._picture = partial(picture_file, folder, dataset, who=who)
 
     def read(self) -> Scores | None:
         """The figures; None where there are none, they are of something else, or pictures are gone."""
@@ -230,7 +237,8 @@ class Kept:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         same = content.get('fingerprint') == self.fingerprint
-        return scores if same and self.pictures(scores.pictures) else None
+        there = all(self._picture(name).is_file() for name in scores.pictures)
+        return scores if same and there else None
 
     def write(self, scores: Scores) -> Scores:
         """Keep them."""
@@ -238,12 +246,6 @@ class Kept:
         content = {'fingerprint': self.fingerprint, **asdict(scores)}
         write_text_atomic(self.path, json.dumps(content, indent=1) + '\n')
         return scores
-
-
-def terms(opt: Options) -> Options:
-    """What a network's figures depend on besides the network: the metrics, the precision, the tiles, the scale."""
-    val = {key: value for key, value in opt['val'].items() if key not in ('save_img', 'suffix', 'pbar')}
-    return {'val': val, 'tile': opt.get('tile'), 'scale': opt.get('scale')}
 
 
 def data_state(options: Options) -> list[Any]:

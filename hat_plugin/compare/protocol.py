@@ -125,9 +125,8 @@ def _from_comparison_file(raw: Options, source: str, trains: bool, need_data: bo
     if problems:
         raise OptionsError(source, problems)
     contenders = tuple(_expanded(raw, label) for label in raw['networks'])
-    problems = []
-    for contender in contenders:
-        problems += _in_networks(_option_problems(contender, trains, need_data), contender.label, raw)
+    found = {contender.label: _option_problems(contender, trains, need_data) for contender in contenders}
+    problems = [_placed(line, label, found, raw) for label, lines in found.items() for line in lines]
     if problems:
         raise OptionsError(source, list(dict.fromkeys(problems)))
     return Comparison(raw['name'], source, contenders)
@@ -168,11 +167,10 @@ def _expanded(raw: Options, label: str) -> Contender:
         return {key: value for key, value in section_of(opt, 'datasets').items() if phases[key] in kinds}
 
     named = section_of(raw, 'weights').get(label)
-    path = {'pretrain_network_g': named}
+    # Averaged weights where a file has them, as `basicsr restore` takes them.
+    path = {'pretrain_network_g': named, 'param_key_g': 'params_ema'}
     if named is None:
-        averaged = section_of(opt, 'train').get('ema_decay')
         path['pretrain_network_g'] = f'experiments/{opt["name"]}/models/net_g_latest.pth'
-        path['param_key_g'] = 'params_ema' if averaged else 'params'
     others = {key: value for key, value in opt.items() if key not in ('train', 'logger')}
     test = {**others, 'datasets': {**sets(measured), **_unknown_sets(opt, phases)}, 'path': path}
     training = None
@@ -226,16 +224,17 @@ def _no_weights(contender: Contender) -> str:
     return f'networks: {contender.label}: no weights ({contender.weights}); {remedy}'
 
 
-def _in_networks(problems: list[str], label: str, raw: Options) -> list[str]:
-    """Problems by their places in the comparison file."""
+def _placed(line: str, label: str, found: Mapping[str, list[str]], raw: Options) -> str:
+    """A network's problem by its place in the comparison file."""
+    key = line.split(':')[0]
+    if key == 'network_g':
+        return f'networks: {label}:{line.removeprefix("network_g:")}'
+    if line.startswith('path: pretrain_network_g:') and label in section_of(raw, 'weights'):
+        return f'weights: {label}:{line.removeprefix("path: pretrain_network_g:")}'
     own = section_of(section_of(raw, 'differences'), label)
-    places = [('network_g:', f'networks: {label}:'), ('path: pretrain_network_g:', f'weights: {label}:')]
-    places += [(f'{key}:', f'differences: {label}: {key}:') for key in own if key not in raw]
-    lines = []
-    for line in problems:
-        old, new = next(((old, new) for old, new in places if line.startswith(old)), ('', ''))
-        lines.append(new + line.removeprefix(old))
-    return lines
+    if key in own and not all(line in lines for lines in found.values()):
+        return f'differences: {label}: {line}'
+    return line
 
 
 # -- test files ------------------------------------------------------------------------------------------------------
@@ -252,9 +251,10 @@ def _from_test_files(raws: list[Options], files: Sequence[str], need_data: bool)
             problems.append(f'{file}: path: pretrain_network_g: missing (the trained weights); add it')
     if problems:
         raise OptionsError(' '.join(files), problems)
-    terms = [_terms(raw) for raw in raws]
-    for other, file in zip(terms[1:], files[1:], strict=True):
-        problems += unequal(terms[0], other, str(files[0]), str(file))
+    # window_size, to which pictures are padded, is a network's own affair.
+    agreed = [{**terms(raw, left_out=['window_size']), 'datasets': raw['datasets']} for raw in raws]
+    for other, file in zip(agreed[1:], files[1:], strict=True):
+        problems += unequal(agreed[0], other, str(files[0]), str(file))
     names = [str(raw['name']) for raw in raws]
     if len(set(names)) < len(names):
         problems.append(f'name: {", ".join(names)}: results are kept under their names; make them differ')
@@ -268,14 +268,16 @@ def _from_test_files(raws: list[Options], files: Sequence[str], need_data: bool)
     return Comparison('_'.join(['compare', *shared]), ' '.join(files), tuple(contenders))
 
 
-def _terms(raw: Options) -> Options:
-    """What has to be equal for figures to be comparable."""
-    val = {
-        key: value
-        for key, value in (raw.get('val') or {}).items()
-        if key not in ('save_img', 'suffix', 'pbar', 'window_size')
-    }
-    return {'scale': raw.get('scale'), 'datasets': raw['datasets'], 'val': val, 'tile': raw.get('tile')}
+def terms(opt: Mapping[str, Any], *, left_out: Sequence[str] = ()) -> Options:
+    """What figures depend on besides network and pictures: scale, metrics, precision, tiles.
+
+    Args:
+        opt: test options, prepared or not.
+        left_out: keys of ``val`` that are not to be looked at.
+    """
+    shown = ('save_img', 'suffix', 'pbar')
+    val = {key: value for key, value in section_of(opt, 'val').items() if key not in (*shown, *left_out)}
+    return {'scale': opt.get('scale'), 'val': val, 'tile': opt.get('tile')}
 
 
 def unequal(one: Options, other: Options, one_file: str, other_file: str) -> list[str]:

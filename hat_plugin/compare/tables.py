@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hat_plugin.compare.cost import Cost, side_of
-from hat_plugin.compare.measuring import Findings
+from hat_plugin.compare.measuring import Findings, scale_of
 from hat_plugin.compare.protocol import Comparison
 from hat_plugin.compare.statistics import CONFIDENCE, Difference, difference
 from hat_plugin.compare.text import figure, gigas, markdown_table, megabytes, seconds, signed
@@ -124,7 +124,7 @@ def difference_rows(result: Result) -> tuple[list[str], list[list[str]]]:
 
 def protocol_lines(result: Result) -> list[str]:
     """How figures were taken, what was not alike, and what ran where."""
-    scale = result.comparison.contenders[0].test.get('scale') or 1
+    scale = scale_of(result.comparison.contenders[0].test)
     lines = [f'{name}: {describe_metric(options, result.val)}' for name, options in result.metrics.items()]
     lines.append(f'precision: {result.val.get("precision") or "fp32"}')
     for dataset, scores in result.findings.items():

@@ -109,12 +109,8 @@ class ValidationMixin:
         if save_img:
             path = self._image_path(dataset_name, image_name, current_iter)
             imwrite(as_picture(self.output, use_image=True), str(path))
-        if self.gt is not None and self.gt.shape != self.output.shape:
-            restored, truth = (tuple(tensor.shape[1:]) for tensor in (self.output, self.gt))
-            raise DataError(
-                f'{dataset_name}/{image_name}: restored {restored}, ground truth {truth}; the ground truth'
-                f' must be scale ({self.opt.get("scale", 1)}) times the input; `basicsr check` lists all such pictures'
-            )
+        if self.gt is not None:
+            check_sizes(self.output, self.gt, f'{dataset_name}/{image_name}', self.opt.get('scale', 1))
 
         @cache  # most runs want one of the two kinds
         def pictures(use_image: bool) -> dict[str, np.ndarray]:
@@ -182,6 +178,20 @@ class ValidationMixin:
         if self.gt is not None:
             visuals['gt'] = self.gt.detach().cpu()
         return visuals
+
+
+def check_sizes(restored: Tensor, truth: Tensor, name: str, scale: int) -> None:
+    """Refuse a picture whose truth is of another size.
+
+    Raises:
+        DataError: it is; `name` is the picture's.
+    """
+    if restored.shape != truth.shape:
+        shapes = [tuple(tensor.shape[1:]) for tensor in (restored, truth)]
+        raise DataError(
+            f'{name}: restored {shapes[0]}, ground truth {shapes[1]}; the ground truth must be scale ({scale}) times'
+            ' the input; `basicsr check` lists all such pictures'
+        )
 
 
 def picture_name(lq_path: str, dataset_opt: dict[str, Any]) -> str:

@@ -93,8 +93,11 @@ def test_all_mistakes_come_at_once_and_once(comparison: Options, written: Write)
     comparison['networks']['HAT']['windw_size'] = 4
     comparison['train']['optim_g']['lr'] = 'fast'
     comparison['val']['metrics']['psnr']['type'] = 'calculate_psnrr'
+    comparison['differences'] = {'SwinIR': {'train': {'grad_clip': 'no'}}}
     found = problems(written(comparison), trains=True)
-    assert len(found) == 3
+    assert len(found) == 4
+    assert sum(line.startswith('differences: SwinIR: train: grad_clip') for line in found) == 1
+    assert sum(line.startswith('train: optim_g: lr') for line in found) == 1
     assert found[0].startswith('networks: HAT: windw_size: unknown')
 
 
