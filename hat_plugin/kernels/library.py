@@ -23,7 +23,7 @@ SOURCES = tuple(Path(__file__).with_name(f'{name}.cpp') for name in ('window_att
 HEADERS = tuple(
     Path(__file__).with_name(f'{name}.hpp')
     for name in (
-        *('memory', 'vectors', 'gelu', 'windows', 'tiles', 'window_gradient', 'tile_product'),
+        *('memory', 'vectors', 'gelu', 'windows', 'tiles', 'window_gradient', 'tile_gradient', 'tile_product'),
         *('product', 'winograd', 'winograd_gradient'),
     )
 )

@@ -142,39 +142,55 @@ inline void multiply_tiles(const uint32_t *left, int64_t left_stride, const uint
     if (WIDE) store_tile<1>(to + SIDE, 4 * stride);
 }
 
-// As `logits` and what follows, for 16 queries from `first` on. `weights`: (16, keys); `room`: (16, 32).
-template <class T, class B>
-void attend_tiles(const Sizes &s, const uint32_t *q, const uint32_t *k, const uint32_t *v, int64_t first, const B *bias,
-                  const B *mask, float scale, float *weights, float *room, T *const *out) {
+// (16, keys) in fp32: 16 tokens from `units` on times all keys, which are panels.
+inline void multiply_panels(const Sizes &s, const uint32_t *units, const uint32_t *panels, float *to) {
     // In a panel, the 16 keys after the first lie beside them, or begin the next panel.
     const int64_t beside = PANEL > SIDE ? SIDE : PANEL * s.depth;
     for (int64_t column = 0; column < s.keys; column += 2 * SIDE)
-        multiply_tiles<true>(q + first * s.depth, s.depth, k + column * s.depth, PANEL, beside, s.depth,
-                             weights + column, s.keys);
-    const int64_t count = std::min(SIDE, s.n - first);
-    float inverse[SIDE];
-    for (int64_t r = 0; r < count; ++r) {
-        float *row = weights + r * s.keys;
-        const int64_t at = (first + r) * s.m;
-        for (int64_t column = 0; column < s.keys; column += LANES) {
-            const int64_t left = std::clamp<int64_t>(s.m - column, 0, LANES);
-            Floats value = read<Floats>(row + column) * scale + load(bias + at + column, left);
-            if (mask) value += load(mask + at + column, left);
-            for (int64_t lane = left; lane < LANES; ++lane) value[lane] = -std::numeric_limits<float>::infinity();
-            write(row + column, value);
-        }
-        inverse[r] = 1.0f / exponentials<Tiles>(row, s.keys);
+        multiply_tiles<true>(units, s.depth, panels + column * s.depth, PANEL, beside, s.depth, to + column, s.keys);
+}
+
+// Products of a query with all keys to its logits, in place; bias and mask are its rows.
+template <class B> void finish_logits(const Sizes &s, float *row, const B *bias, const B *mask, float scale) {
+    for (int64_t column = 0; column < s.keys; column += LANES) {
+        const int64_t left = std::clamp<int64_t>(s.m - column, 0, LANES);
+        Floats value = read<Floats>(row + column) * scale + load(bias + column, left);
+        if (mask) value += load(mask + column, left);
+        for (int64_t lane = left; lane < LANES; ++lane) value[lane] = -std::numeric_limits<float>::infinity();
+        write(row + column, value);
     }
-    const uint32_t *units = reinterpret_cast<const uint32_t *>(weights);
+}
+
+// Weighted sums of `values` for 16 queries from `first` on, each times its factor. Units along keys, a query's
+// beginning `stride` after the one before; `room`: (16, 32).
+template <class T>
+void write_sums(const Sizes &s, const uint32_t *units, int64_t stride, const uint32_t *values, int64_t first,
+                const float *factor, float *room, T *const *out) {
+    const int64_t count = std::min(SIDE, s.n - first);
     for (int64_t channel = 0; channel < s.values; channel += 2 * SIDE) {
         if (channel + SIDE < s.values)
-            multiply_tiles<true>(units, s.keys, v + channel, s.values, SIDE, s.keys / 2, room, 2 * SIDE);
+            multiply_tiles<true>(units, stride, values + channel, s.values, SIDE, s.keys / 2, room, 2 * SIDE);
         else
-            multiply_tiles<false>(units, s.keys, v + channel, s.values, 0, s.keys / 2, room, 2 * SIDE);
+            multiply_tiles<false>(units, stride, values + channel, s.values, 0, s.keys / 2, room, 2 * SIDE);
         for (int64_t r = 0; r < count; ++r)
             for (int64_t c = 0; c < 2 * SIDE && channel + c < s.width; c += LANES)
-                store(out[first + r] + channel + c, read<Floats>(room + r * 2 * SIDE + c) * inverse[r], s.width - channel - c);
+                store(out[first + r] + channel + c, read<Floats>(room + r * 2 * SIDE + c) * factor[r], s.width - channel - c);
     }
+}
+
+// As `logits` and what follows, for 16 queries from `first` on. `weights`: (16, keys).
+template <class T, class B>
+void attend_tiles(const Sizes &s, const uint32_t *q, const uint32_t *k, const uint32_t *v, int64_t first, const B *bias,
+                  const B *mask, float scale, float *weights, float *room, T *const *out) {
+    multiply_panels(s, q + first * s.depth, k, weights);
+    float inverse[SIDE];
+    for (int64_t r = 0; r < std::min(SIDE, s.n - first); ++r) {
+        float *row = weights + r * s.keys;
+        const int64_t at = (first + r) * s.m;
+        finish_logits(s, row, bias + at, mask ? mask + at : nullptr, scale);
+        inverse[r] = 1.0f / exponentials<Tiles>(row, s.keys);
+    }
+    write_sums(s, reinterpret_cast<const uint32_t *>(weights), s.keys, v, first, inverse, room, out);
 }
 
 }  // namespace

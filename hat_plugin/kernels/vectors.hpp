@@ -123,7 +123,12 @@ inline void store(float *to, Floats value, int64_t count) {
 
 inline void store(bf16 *to, Floats value, int64_t count) {
     const Halves halves = __builtin_convertvector(rounded(value), Halves);
-    std::memcpy(to, &halves, std::min<int64_t>(count, LANES) * sizeof(bf16));
+    if (count >= LANES) return write(to, halves);
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    _mm256_mask_storeu_epi16(to, (__mmask16)((1u << count) - 1), (__m256i)halves);
+#else
+    std::memcpy(to, &halves, count * sizeof(bf16));
+#endif
 }
 
 // The larger of two, lane by lane; the second where one is no number.
@@ -154,6 +159,47 @@ inline float total(Floats value) {
     float sum = 0;
     for (int lane = 0; lane < LANES; ++lane) sum += value[lane];
     return sum;
+#endif
+}
+
+#if defined(__AVX512F__)
+// Blocks of SIZE lanes change places across the diagonal of two rows. A lane of `upper` is that of the first row, or
+// comes SIZE lanes from the left in the second; `lower` likewise.
+template <int SIZE> struct Exchange {
+    alignas(64) uint32_t upper[LANES], lower[LANES];
+    constexpr Exchange() : upper(), lower() {
+        for (int lane = 0; lane < LANES; ++lane) {
+            upper[lane] = lane & SIZE ? LANES + lane - SIZE : lane;
+            lower[lane] = lane & SIZE ? LANES + lane : lane + SIZE;
+        }
+    }
+};
+
+template <int SIZE> inline __attribute__((always_inline)) void exchange(Bits (&rows)[LANES]) {
+    static constexpr Exchange<SIZE> from;
+    const __m512i upper = _mm512_load_si512(from.upper), lower = _mm512_load_si512(from.lower);
+#pragma GCC unroll 16
+    for (int row = 0; row < LANES; ++row) {
+        if (row & SIZE) continue;
+        const __m512i one = (__m512i)rows[row], other = (__m512i)rows[row + SIZE];
+        rows[row] = (Bits)_mm512_permutex2var_epi32(one, upper, other);
+        rows[row + SIZE] = (Bits)_mm512_permutex2var_epi32(one, lower, other);
+    }
+}
+#endif
+
+// LANES rows to LANES columns.
+inline void turn(Bits (&rows)[LANES]) {
+#if defined(__AVX512F__)
+    exchange<1>(rows);
+    exchange<2>(rows);
+    exchange<4>(rows);
+    exchange<8>(rows);
+#else
+    uint32_t lanes[LANES][LANES];
+    std::memcpy(lanes, rows, sizeof(rows));
+    for (int row = 0; row < LANES; ++row)
+        for (int lane = 0; lane < LANES; ++lane) rows[lane][row] = lanes[row][lane];
 #endif
 }
 
@@ -224,7 +270,15 @@ struct Pairs {
 #endif
     }
     static inline void put_rows(uint32_t *to, int64_t, Floats first, Floats second) {
+#if defined(__AVX512BF16__)
+        typedef short Lanes __attribute__((vector_size(64)));
+        static constexpr Lanes IN_TURNS = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+                                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+        write(to, (Bits)_mm512_permutexvar_epi16((__m512i)IN_TURNS, both));
+#else
         write(to, rounded(first) | (rounded(second) << 16));
+#endif
     }
 };
 

@@ -3,8 +3,7 @@
 //
 // A plain C interface without torch's headers, so that one build serves every version of torch and takes seconds.
 
-#include "tiles.hpp"
-#include "window_gradient.hpp"
+#include "tile_gradient.hpp"
 
 namespace {
 
@@ -12,7 +11,7 @@ constexpr int64_t GROUP = 16;  // windows that go through all heads before the n
 
 // What one thread needs; filled anew for each window and head.
 template <class T> struct Workspace : Sizes {
-    uint32_t *q, *k, *v, *row;  // packed as units, panels and values; one token
+    uint32_t *q, *k, *v, *few;  // packed as units, panels and values; a few tokens
     float *weights;             // of a few queries, (packing.queries, keys); logits first
     float *sums;                // for tiles
     T **q_row, **k_row, **v_row, **out_row;
@@ -31,7 +30,7 @@ template <class T> struct Workspace : Sizes {
         arena.take(q, broadcast());
         arena.take(k, panels());
         arena.take(v, keys * values);
-        arena.take(row, up(width, PANEL) + PANEL);
+        arena.take(few, Sizes::few());
         arena.take(weights, packing.queries * keys);
         arena.take(sums, packing.queries * packing.keys);
         for (T ***rows : {&q_row, &out_row}) arena.take(*rows, n);
@@ -71,7 +70,7 @@ template <class P, class T, class B> void attend(const WindowAttention &a, const
     const float scale = static_cast<float>(a.scale);
     pack_units<P>(w, w.q_row, w.n, w.queries, w.q);
     P::scale(w.q, w.n * w.depth, scale);
-    pack_panels<P>(w, w.k_row, w.m, w.keys, w.k, w.row);
+    pack_panels<P>(w, w.k_row, w.m, w.keys, w.k, w.few);
     pack_values<P>(w, w.v_row, w.m, w.keys, w.v);
     const B *bias = static_cast<const B *>(a.bias) + at.head * w.n * w.m;
     const B *mask = mask_of<B>(a, at, w);
@@ -104,7 +103,7 @@ template <class P, class T> int run_gradient(const WindowGradient &g) {
     return g.forward.half_bias ? differentiate<P, T, bf16>(g) : differentiate<P, T, float>(g);
 }
 
-// How bf16 is multiplied: widened to fp32, by AVX512_BF16, or by AMX (gradients then widened).
+// How bf16 is multiplied: widened to fp32, by AVX512_BF16, or by AMX.
 enum Way { WIDENED, PAIRS, TILES };
 
 bool is_there(int way) {
@@ -159,6 +158,9 @@ extern "C" int hat_window_attention(const WindowAttention *a) {
 
 extern "C" int hat_window_attention_gradient(const WindowGradient *g) {
     if (!g->forward.half) return run_gradient<Single, float>(*g);
+#if defined(HAT_TILES)
+    if (way() == TILES) return run_gradient<Tiles, bf16>(*g);
+#endif
 #if defined(__AVX512BF16__)
     if (way() == PAIRS) return run_gradient<Pair, bf16>(*g);
 #endif

@@ -33,7 +33,7 @@ constexpr int KEYS = LANES == 16 ? 8 : 4;  // keys whose gradients are in regist
 // What one thread needs to differentiate; filled anew for each window and head.
 template <class T> struct GradientSpace : Sizes {
     uint32_t *q, *g, *k, *v;           // queries and output gradients as units, keys and values as panels
-    uint32_t *q_value, *g_value, *k_value, *row;  // packed as values; one token
+    uint32_t *q_value, *g_value, *k_value, *few;  // packed as values; a few tokens
     float *weights, *slopes;           // (ROWS, keys): P and dS, in the end as units along queries
     uint32_t *by_key;                  // (ROWS, keys): dS as units along keys
     float *dk, *dv;                    // (keys, values)
@@ -54,7 +54,7 @@ template <class T> struct GradientSpace : Sizes {
         for (uint32_t **part : {&k, &v}) arena.take(*part, panels());
         for (uint32_t **part : {&q_value, &g_value}) arena.take(*part, queries * values);
         arena.take(k_value, keys * values);
-        arena.take(row, up(width, PANEL) + PANEL);
+        arena.take(few, Sizes::few());
         for (float **part : {&weights, &slopes}) arena.take(*part, ROWS * keys);
         arena.take(by_key, ROWS * keys);
         for (float **part : {&dk, &dv}) arena.take(*part, keys * values);
@@ -153,24 +153,35 @@ template <class T> void deliver(const Sizes &s, const float *sums, float factor,
     }
 }
 
-template <class P, class T, class B>
-void differentiate(const WindowGradient &g, const Place &at, const GradientSpace<T> &w, float *dbias) {
+// Where a window's tokens and their gradients lie.
+template <class T, class Space> void locate_all(const WindowGradient &g, const Place &at, const Space &w) {
     const WindowAttention &a = g.forward;
-    const bool add = a.margin > 0;
     locate(a, at, a.q, a.q_stride, false, w.q_row);
     locate(a, at, a.k, a.k_stride, true, w.k_row);
     locate(a, at, a.v, a.v_stride, true, w.v_row);
     locate(a, at, a.out, a.out_stride, false, w.g_row);
     locate(a, at, g.dq, g.dq_stride, false, w.dq_row);
     for (auto [tensor, stride, rows] : {Target{g.dk, g.dk_stride, w.dk_row}, Target{g.dv, g.dv_stride, w.dv_row}}) {
-        if (add) locate(a, at, tensor, stride, true, reinterpret_cast<float **>(rows));
+        if (a.margin > 0) locate(a, at, tensor, stride, true, reinterpret_cast<float **>(rows));
         else locate(a, at, tensor, stride, true, reinterpret_cast<T **>(rows));
     }
+}
+
+// What a thread needs for a way of multiplying.
+template <class P, class T> struct Gradients {
+    typedef GradientSpace<T> Space;
+};
+
+template <class B, class P, class T>
+void differentiate(P *, const WindowGradient &g, const Place &at, const GradientSpace<T> &w, float *dbias) {
+    const WindowAttention &a = g.forward;
+    const bool add = a.margin > 0;
+    locate_all<T>(g, at, w);
     pack_units<P>(w, w.q_row, w.n, w.queries, w.q);
     P::scale(w.q, w.n * w.depth, static_cast<float>(a.scale));
     pack_units<P>(w, w.g_row, w.n, w.queries, w.g);
-    pack_panels<P>(w, w.k_row, w.m, w.keys, w.k, w.row);
-    pack_panels<P>(w, w.v_row, w.m, w.keys, w.v, w.row);
+    pack_panels<P>(w, w.k_row, w.m, w.keys, w.k, w.few);
+    pack_panels<P>(w, w.v_row, w.m, w.keys, w.v, w.few);
     pack_values<P>(w, w.q_row, w.n, w.queries, w.q_value);
     pack_values<P>(w, w.g_row, w.n, w.queries, w.g_value);
     pack_values<P>(w, w.k_row, w.m, w.keys, w.k_value);
@@ -208,7 +219,9 @@ template <class P, class T, class B> int differentiate(const WindowGradient &g) 
 #pragma omp parallel num_threads(static_cast<int>(a.threads)) reduction(| : failed)
     {
         const NoDenormals none;
-        const GradientSpace<T> w(a, P::UNIT, P::PACKING);
+        const typename P::Setting setting;
+        const typename Gradients<P, T>::Space w(a, P::UNIT, P::PACKING);
+        P *how = nullptr;
         failed = !w.ready;
         for (int64_t colour = 0; colour < colours * colours; ++colour) {
             const int64_t top = colour / colours, left = colour % colours;
@@ -222,7 +235,7 @@ template <class P, class T, class B> int differentiate(const WindowGradient &g) 
                     const int64_t place = window % (rows * columns);
                     const Place at{window / (rows * columns), top + place / columns * colours,
                                    left + place % columns * colours, head};
-                    differentiate<P, T, B>(g, at, w, dbias);
+                    differentiate<B>(how, g, at, w, dbias);
                 }
             }
         }

@@ -50,6 +50,8 @@ struct Sizes {
           values(up(a.width, packing.channels)) {}                // lanes of a token
     int64_t broadcast() const { return queries * depth + 2 * PANEL; }  // pack_units() writes whole vectors
     int64_t panels() const { return keys * depth; }
+    int64_t token() const { return up(width, PANEL) + PANEL; }  // row_units() writes whole vectors
+    int64_t few() const { return LANES * token(); }
 };
 
 // A window, and the head that is worked on.
@@ -99,18 +101,24 @@ void pack_units(const Sizes &s, T *const *rows, int64_t count, int64_t total, ui
     std::memset(to + count * s.depth, 0, (total - count) * s.depth * 4);
 }
 
-// (total / PANEL, depth, PANEL): the same unit of neighbouring tokens side by side. `row` has room for one token.
+// (total / PANEL, depth, PANEL): the same unit of neighbouring tokens side by side. `room`: few().
 template <class P, class T>
-void pack_panels(const Sizes &s, T *const *rows, int64_t count, int64_t total, uint32_t *to, uint32_t *row) {
+void pack_panels(const Sizes &s, T *const *rows, int64_t count, int64_t total, uint32_t *to, uint32_t *room) {
     P *how = nullptr;
-    for (int64_t j = 0; j < total; ++j) {
+    const int64_t stride = s.token();
+    for (int64_t j = 0; j < total; j += LANES) {
+        for (int64_t i = j; i < j + LANES; ++i) {
+            uint32_t *token = room + (i - j) * stride;
+            fetch<T>(rows, i + AHEAD, count, s.width);
+            if (i < count && rows[i]) row_units(how, rows[i], s.width, token);
+            else std::memset(token, 0, stride * 4);
+        }
         uint32_t *panel = to + j / PANEL * PANEL * s.depth + j % PANEL;
-        fetch<T>(rows, j + AHEAD, count, s.width);
-        if (j < count && rows[j]) {
-            row_units(how, rows[j], s.width, row);
-            for (int64_t p = 0; p < s.depth; ++p) panel[p * PANEL] = row[p];
-        } else {
-            for (int64_t p = 0; p < s.depth; ++p) panel[p * PANEL] = 0;
+        for (int64_t p = 0; p < s.depth; p += LANES) {
+            Bits block[LANES];
+            for (int i = 0; i < LANES; ++i) block[i] = read<Bits>(room + i * stride + p);
+            turn(block);
+            for (int64_t i = 0; i < std::min<int64_t>(LANES, s.depth - p); ++i) write(panel + (p + i) * PANEL, block[i]);
         }
     }
 }

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hat_plugin.kernels import build, check, library
-from hat_plugin.kernels.native import Geometry, run_image, run_windows
+from hat_plugin.kernels.native import Geometry, run_image, run_image_gradient, run_windows
+from hat_plugin.kernels.window_attention import plain_image_attention
 from hat_plugin.layers.windows import shift_masks
 
 AMX = 2
@@ -54,6 +55,31 @@ def test_amx_agrees_with_wide_products_in_an_image(emulated, overlap, shift):
         assert error(found, run_image(*call)) < 1e-2
     finally:
         emulated.hat_bf16_way(AMX)
+
+
+SIZES = [(16, 16, 0, 30), (16, 24, 0, 30), (8, 8, 3, 15), (8, 12, 0, 40), (7, 7, 0, 17), (5, 5, 2, 8), (2, 4, 0, 3)]
+
+
+@pytest.mark.parametrize(('window', 'overlap', 'shift', 'width'), SIZES)
+@pytest.mark.parametrize('bias_dtype', [torch.float32, torch.bfloat16])
+def test_amx_differentiates_as_well_as_wide_products(emulated, window, overlap, shift, width, bias_dtype):
+    torch.manual_seed(window * overlap + width)
+    height, breadth, heads = 2 * window, 3 * window, 2
+    qkv = torch.randn(1, height, breadth, 3 * heads * width).bfloat16()
+    grad = torch.randn(1, height, breadth, heads * width).bfloat16()
+    bias = torch.randn(heads, window**2, overlap**2).to(bias_dtype)
+    masks = shift_masks(window, shift) if shift else None
+    geometry = Geometry(width**-0.5, heads, window, overlap, shift)
+    inputs = [x.double().requires_grad_() for x in (qkv, bias)]
+    out = plain_image_attention(inputs[0], inputs[1], masks.double() if shift else None, geometry)
+    expected = torch.autograd.grad(out, inputs, grad.double())
+    found = run_image_gradient(emulated, grad, qkv, bias, masks, geometry, threads=1)
+    again = run_image_gradient(emulated, grad, qkv, bias, masks, geometry, threads=3)
+    assert torch.equal(found[0], again[0])
+    assert error(found[1], again[1]) < (1e-5 if bias_dtype == torch.float32 else 1e-2)
+    for one, other in zip(found, expected, strict=True):
+        assert error(one, other) < 1e-2
+        assert (one.double() - other).norm() < 5e-3 * other.norm()
 
 
 def test_amx_keeps_numbers_that_are_none_to_their_rows(emulated):

@@ -1,0 +1,178 @@
+// window_gradient.hpp by AMX: all five products of a window in bf16, softmax and sums in fp32.
+//
+// Sixteen queries at a time, as in the forward pass, to their weights and slopes. Those stay in cache as units along
+// queries, (N / 2, keys): the gradients of keys and values are then one product each over all queries, transposed
+// (channels by keys), so that no sum is ever loaded again.
+
+#pragma once
+
+#include "tiles.hpp"
+#include "window_gradient.hpp"
+
+#if defined(HAT_TILES)
+
+namespace {
+
+// What one thread needs; filled anew for each window and head.
+template <class T> struct TileGradientSpace : Sizes {
+    int64_t pairs, channels;                // of queries, and channels, up to whole tiles
+    uint32_t *q, *g, *k, *v;                // queries and output gradients as units, keys and values as panels
+    uint32_t *k_value, *few;                // keys packed as values; a few tokens
+    uint32_t *q_turned, *g_turned;          // (channels, pairs): units along queries
+    uint32_t *p_turned, *s_turned;          // (pairs, keys): weights and slopes, units along queries
+    float *weights, *slopes;                // (16, keys)
+    uint32_t *by_key;                       // (16, keys / 2): slopes as units along keys
+    float *room, *sums;                     // (16, 32); (channels, keys)
+    T **q_row, **k_row, **v_row, **g_row, **dq_row;
+    void **dk_row, **dv_row;
+    bool ready;
+
+    TileGradientSpace(const WindowAttention &a, int unit, const Packing &packing)
+        : Sizes(a, unit, packing), pairs(up(n, 2 * SIDE) / 2), channels(up(width, SIDE)) {
+        lay_out();
+        ready = arena.allocate();
+        if (ready) lay_out();
+    }
+
+  private:
+    Arena arena;
+    void lay_out() {
+        for (uint32_t **part : {&q, &g}) arena.take(*part, broadcast());
+        for (uint32_t **part : {&k, &v}) arena.take(*part, panels());
+        arena.take(k_value, keys * values / 2);
+        arena.take(few, Sizes::few());
+        for (uint32_t **part : {&q_turned, &g_turned}) arena.take(*part, channels * pairs);
+        for (uint32_t **part : {&p_turned, &s_turned}) arena.take(*part, pairs * keys);
+        for (float **part : {&weights, &slopes}) arena.take(*part, SIDE * keys);
+        arena.take(by_key, SIDE * keys / 2);
+        arena.take(room, SIDE * 2 * SIDE);
+        arena.take(sums, channels * keys);
+        for (T ***rows : {&q_row, &g_row, &dq_row}) arena.take(*rows, n);
+        for (T ***rows : {&k_row, &v_row}) arena.take(*rows, m);
+        for (void ***rows : {&dk_row, &dv_row}) arena.take(*rows, m);
+    }
+};
+
+// (channels, pairs): a channel of two neighbouring tokens as a unit; zeros where there is no token or channel.
+template <class T> void pack_turned(const TileGradientSpace<T> &w, T *const *rows, uint32_t *to) {
+    static const T nothing[SIDE] = {};
+    Tiles *how = nullptr;
+    for (int64_t pair = 0; pair < w.pairs; pair += LANES)
+        for (int64_t c = 0; c < w.channels; c += LANES) {
+            const int64_t count = std::clamp<int64_t>(w.width - c, 0, LANES);
+            Bits block[LANES];
+            for (int64_t i = 0; i < LANES; ++i) {
+                const T *token[2];
+                for (int64_t o = 0; o < 2; ++o) {
+                    const int64_t number = 2 * (pair + i) + o;
+                    token[o] = number < w.n && rows[number] ? rows[number] + c : nothing;
+                }
+                block[i] = paired(how, token[0], token[1], count);
+            }
+            turn(block);
+            for (int64_t i = 0; i < LANES; ++i) write(to + (c + i) * w.pairs + pair, block[i]);
+        }
+}
+
+// The mean of a query's slopes under its weights, which are not divided by their sum yet.
+inline float mean_slope(const Sizes &s, const float *weights, const float *slopes, float inverse) {
+    Floats dot[2] = {};
+    for (int64_t column = 0; column < s.keys; column += PANEL)
+        for (int side = 0; side < 2; ++side)
+            dot[side] += read<Floats>(weights + column + side * LANES) * read<Floats>(slopes + column + side * LANES);
+    return total(dot[0] + dot[1]) * inverse;
+}
+
+// P and dS of 16 queries in the orders of what follows; dS is added to the bias's gradient.
+template <class T>
+void slopes_of_logits(const TileGradientSpace<T> &w, int64_t first, const float *inverse, const float *mean, float *dbias) {
+    for (int64_t r = 0; r < SIDE; r += 2)
+        for (int64_t j = 0; j < w.keys; j += PANEL) {
+            Floats p[2][2], slope[2][2];
+            for (int o = 0; o < 2; ++o) {
+                for (int side = 0; side < 2; ++side) {
+                    const int64_t column = j + side * LANES, at = (r + o) * w.keys + column, count = w.m - column;
+                    p[o][side] = read<Floats>(w.weights + at) * inverse[r + o];
+                    slope[o][side] = p[o][side] * (read<Floats>(w.slopes + at) - mean[r + o]);
+                    if (first + r + o >= w.n || count <= 0) continue;
+                    float *to = dbias + (first + r + o) * w.m + column;
+                    store(to, load(to, count) + slope[o][side], count);
+                }
+                Tiles::put_weights(w.by_key + (r + o) * w.keys / 2 + j / 2, slope[o][0], slope[o][1]);
+            }
+            for (int side = 0; side < 2; ++side) {
+                const int64_t at = (first + r) / 2 * w.keys + j + side * LANES;
+                Tiles::put_rows(w.p_turned + at, 0, p[0][side], p[1][side]);
+                Tiles::put_rows(w.s_turned + at, 0, slope[0][side], slope[1][side]);
+            }
+        }
+}
+
+// The gradient of keys or values, (channels, keys) in fp32, to where its tokens belong, as `deliver` does.
+template <class T>
+void deliver_turned(const TileGradientSpace<T> &w, const uint32_t *tokens, const uint32_t *weights, float factor,
+                    void *const *rows, bool add) {
+    for (int64_t channel = 0; channel < w.channels; channel += SIDE)
+        for (int64_t j = 0; j < w.keys; j += 2 * SIDE)
+            multiply_tiles<true>(tokens + channel * w.pairs, w.pairs, weights + j, w.keys, SIDE, w.pairs,
+                                 w.sums + channel * w.keys + j, w.keys);
+    for (int64_t j = 0; j < w.m; j += LANES)
+        for (int64_t c = 0; c < w.width; c += LANES) {
+            const int64_t count = w.width - c;
+            Bits block[LANES];
+            for (int64_t i = 0; i < LANES; ++i) block[i] = read<Bits>(w.sums + (c + i) * w.keys + j);
+            turn(block);
+            for (int64_t i = 0; i < std::min<int64_t>(LANES, w.m - j); ++i) {
+                if (!rows[j + i]) continue;
+                const Floats value = (Floats)block[i] * factor;
+                float *sum = static_cast<float *>(rows[j + i]) + c;
+                if (add) store(sum, load(sum, count) + value, count);
+                else store(static_cast<T *>(rows[j + i]) + c, value, count);
+            }
+        }
+}
+
+template <class T> struct Gradients<Tiles, T> {
+    typedef TileGradientSpace<T> Space;
+};
+
+template <class B, class T>
+void differentiate(Tiles *, const WindowGradient &g, const Place &at, const TileGradientSpace<T> &w, float *dbias) {
+    const WindowAttention &a = g.forward;
+    const bool add = a.margin > 0;
+    locate_all<T>(g, at, w);
+    pack_units<Tiles>(w, w.q_row, w.n, w.queries, w.q);
+    pack_units<Tiles>(w, w.g_row, w.n, w.queries, w.g);
+    pack_panels<Tiles>(w, w.k_row, w.m, w.keys, w.k, w.few);
+    pack_panels<Tiles>(w, w.v_row, w.m, w.keys, w.v, w.few);
+    pack_values<Tiles>(w, w.k_row, w.m, w.keys, w.k_value);
+    pack_turned(w, w.q_row, w.q_turned);
+    pack_turned(w, w.g_row, w.g_turned);
+    const int64_t there = w.queries / 2 * w.keys, all = w.pairs * w.keys;
+    for (uint32_t *turned : {w.p_turned, w.s_turned}) std::memset(turned + there, 0, (all - there) * 4);
+    const B *bias = static_cast<const B *>(a.bias) + at.head * w.n * w.m;
+    const B *mask = mask_of<B>(a, at, w);
+    const float scale = static_cast<float>(a.scale);
+    float factor[SIDE];
+    std::fill(factor, factor + SIDE, scale);
+    for (int64_t first = 0; first < w.n; first += SIDE) {
+        float inverse[SIDE] = {}, mean[SIDE] = {};
+        multiply_panels(w, w.q + first * w.depth, w.k, w.weights);
+        multiply_panels(w, w.g + first * w.depth, w.v, w.slopes);
+        for (int64_t r = 0; r < std::min(SIDE, w.n - first); ++r) {
+            float *row = w.weights + r * w.keys;
+            const int64_t start = (first + r) * w.m;
+            finish_logits(w, row, bias + start, mask ? mask + start : nullptr, scale);
+            inverse[r] = 1.0f / exponentials<Single>(row, w.keys);
+            mean[r] = mean_slope(w, row, w.slopes + r * w.keys, inverse[r]);
+        }
+        slopes_of_logits(w, first, inverse, mean, dbias);
+        write_sums(w, w.by_key, w.keys / 2, w.k_value, first, factor, w.room, w.dq_row);
+    }
+    deliver_turned(w, w.q_turned, w.s_turned, scale, w.dk_row, add);
+    deliver_turned(w, w.g_turned, w.p_turned, 1.0f, w.dv_row, add);
+}
+
+}  // namespace
+
+#endif
