@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +34,7 @@ class Cost:
         parameters: their number.
         macs: multiply-adds; None: not countable.
         seconds: of a forward pass in the comparison's precision; None: not timed.
-        bytes: the peak of memory above the weights; None: not measured.
+        bytes: the peak of memory above the weights; None: not measured, or more than there was.
     """
 
     parameters: int
@@ -60,9 +63,9 @@ def costs(comparison: Comparison, rounds: int) -> dict[str, Cost]:
     if not rounds:
         return counted
     get_root_logger().info(f'timing {len(opts)} networks in turns, {rounds} rounds or more')
-    calls = {label: _forward(opt) for label, opt in opts.items()}
     device = device_of(next(iter(opts.values())))
-    peaks = {label: peak_bytes(call, device) for label, call in calls.items()}
+    peaks = {label: _peak(opt, device) for label, opt in opts.items()}
+    calls = {label: _forward(opt) for label, opt in opts.items()}
     keep_freed_blocks(True)
     plan = Plan(rounds=rounds, most=5 * rounds, budget=BUDGET if rounds > 1 else 0.0)
     samples = alternate(calls, device, plan)
@@ -80,6 +83,26 @@ def _counted(opt: Options) -> Cost:
         return Cost(parameters, count_macs(net, (1, input_channels(net, opt['network_g']), side, side)))
     except Exception:  # a network that asks for a tensor's values
         return Cost(parameters)
+
+
+def _peak(opt: Options, device: torch.device) -> int | None:
+    """Peak of a pass above the weights; on a CPU in a process of its own, where nothing has been freed before."""
+    if device.type == 'cuda':
+        return peak_bytes(_forward(opt), device)
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_peak_here, opt, torch.get_num_threads()).result()
+        except BrokenProcessPool:  # killed: memory is out
+            return None
+
+
+def _peak_here(opt: Options, threads: int) -> int:
+    from hat_plugin.registry import require_registered
+
+    require_registered()
+    torch.set_num_threads(threads)
+    return peak_bytes(_forward(opt), torch.device('cpu'))
 
 
 def _forward(opt: Options) -> Callable[[], Tensor]:

@@ -105,7 +105,10 @@ def cost_rows(result: Result) -> tuple[list[str], list[list[str]]]:
         cells = [f'{cost.parameters:,}', gigas(macs.total if macs else None)]
         cells.append(gigas(macs.without_attention_products if macs else None))
         if timed:
-            cells += [seconds(cost.seconds) if cost.seconds else '-', megabytes(cost.bytes or 0)]
+            cells += [
+                seconds(cost.seconds) if cost.seconds else '-',
+                '-' if cost.bytes is None else megabytes(cost.bytes),
+            ]
         rows.append([label, *cells])
     return columns, rows
 
