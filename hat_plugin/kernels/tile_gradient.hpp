@@ -162,8 +162,8 @@ void differentiate(Tiles *, const WindowGradient &g, const Place &at, const Tile
         for (int64_t r = 0; r < std::min(SIDE, w.n - first); ++r) {
             float *row = w.weights + r * w.keys;
             const int64_t start = (first + r) * w.m;
-            finish_logits(w, row, bias + start, mask ? mask + start : nullptr, scale);
-            inverse[r] = 1.0f / exponentials<Single>(row, w.keys);
+            const float peak = finish_logits(w, row, bias + start, mask ? mask + start : nullptr, scale);
+            inverse[r] = 1.0f / exponentials<Single>(row, w.keys, peak);
             mean[r] = mean_slope(w, row, w.slopes + r * w.keys, inverse[r]);
         }
         slopes_of_logits(w, first, inverse, mean, dbias);

@@ -150,15 +150,18 @@ inline void multiply_panels(const Sizes &s, const uint32_t *units, const uint32_
         multiply_tiles<true>(units, s.depth, panels + column * s.depth, PANEL, beside, s.depth, to + column, s.keys);
 }
 
-// Products of a query with all keys to its logits, in place; bias and mask are its rows.
-template <class B> void finish_logits(const Sizes &s, float *row, const B *bias, const B *mask, float scale) {
+// Products of a query with all keys to its logits, in place, and the largest of them; bias and mask are its rows.
+template <class B> float finish_logits(const Sizes &s, float *row, const B *bias, const B *mask, float scale) {
+    Floats most = all(-std::numeric_limits<float>::infinity());
     for (int64_t column = 0; column < s.keys; column += LANES) {
         const int64_t left = std::clamp<int64_t>(s.m - column, 0, LANES);
         Floats value = read<Floats>(row + column) * scale + load(bias + column, left);
         if (mask) value += load(mask + column, left);
         for (int64_t lane = left; lane < LANES; ++lane) value[lane] = -std::numeric_limits<float>::infinity();
         write(row + column, value);
+        most = larger(value, most);
     }
+    return largest(most);
 }
 
 // Weighted sums of `values` for 16 queries from `first` on, each times its factor. Units along keys, a query's
@@ -187,8 +190,8 @@ void attend_tiles(const Sizes &s, const uint32_t *q, const uint32_t *k, const ui
     for (int64_t r = 0; r < std::min(SIDE, s.n - first); ++r) {
         float *row = weights + r * s.keys;
         const int64_t at = (first + r) * s.m;
-        finish_logits(s, row, bias + at, mask ? mask + at : nullptr, scale);
-        inverse[r] = 1.0f / exponentials<Tiles>(row, s.keys);
+        const float peak = finish_logits(s, row, bias + at, mask ? mask + at : nullptr, scale);
+        inverse[r] = 1.0f / exponentials<Tiles>(row, s.keys, peak);
     }
     write_sums(s, reinterpret_cast<const uint32_t *>(weights), s.keys, v, first, inverse, room, out);
 }

@@ -221,10 +221,10 @@ inline float peak_of(const float *row, int64_t keys) {
     return largest(larger(most[0], most[1]));
 }
 
-// Logits to weights as units of P, in place, not yet divided by their sum, which is returned.
-template <class P> float exponentials(float *row, int64_t keys) {
+// Logits to weights as units of P, in place, not yet divided by their sum, which is returned. `peak`: the largest.
+template <class P> float exponentials(float *row, int64_t keys, float peak) {
     constexpr float LOG2_E = 1.44269504088896340736f;
-    const float top = peak_of(row, keys) * LOG2_E;  // rounded, but the same for a whole row, which is divided by its sum
+    const float top = peak * LOG2_E;  // rounded, but the same for a whole row, which is divided by its sum
     Floats sum[2] = {};
     for (int64_t j = 0; j < keys; j += PANEL) {
         const Floats first = power_of_two(read<Floats>(row + j) * LOG2_E - top);
@@ -235,6 +235,8 @@ template <class P> float exponentials(float *row, int64_t keys) {
     }
     return total(sum[0] + sum[1]);
 }
+
+template <class P> float exponentials(float *row, int64_t keys) { return exponentials<P>(row, keys, peak_of(row, keys)); }
 
 // Weighted sums of `values`: VECTORS vectors of channels from `lane` on, for ROWS queries; each times its factor.
 template <class P, int VECTORS, class T>

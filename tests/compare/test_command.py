@@ -180,7 +180,17 @@ def test_pictures_that_are_not_there(compared: Any, cli: Cli) -> None:
 def test_a_stopped_training_is_gone_on_with(comparison: Options, written: Write, work: Path) -> None:
     comparison['train']['total_iter'] = 120
     comparison['datasets']['train']['dataset_enlarge_ratio'] = 1000
-    command = ['basicsr', 'compare', '-opt', written(comparison), '--train', '--rounds', '0']
+    command = [
+        sys.executable,
+        '-m',
+        'hat_plugin.cli',
+        'compare',
+        '-opt',
+        written(comparison),
+        '--train',
+        '--rounds',
+        '0',
+    ]
     quiet = {**os.environ, 'OMP_NUM_THREADS': '1'}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=quiet) as process:
         assert process.stdout is not None
