@@ -1,4 +1,4 @@
-"""The demonstration's picture: for each photograph a part of it in low resolution, by bicubic, by HAT and as it was."""
+"""A figure as papers have them: the same part of a picture by several networks, side by side under its words."""
 
 from __future__ import annotations
 

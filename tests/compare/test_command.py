@@ -251,6 +251,15 @@ def test_check_reads_comparison_files(comparison: Options, written: Write, cli: 
     assert (outcome.code, 'networks: HAT: HAT cannot be built' in outcome.err) == (2, True)
 
 
+@pytest.mark.parametrize(('command', 'remedy'), [('train', 'small.yml --train`'), ('test', 'small.yml`')])
+def test_other_commands_know_a_comparison_file(
+    comparison: Options, written: Write, cli: Cli, command: str, remedy: str
+) -> None:
+    outcome = cli(command, '-opt', written(comparison))
+    assert outcome.code == 2
+    assert f'this is a comparison file, of several networks; run `basicsr compare -opt {remedy}' in outcome.err
+
+
 # -- the page --------------------------------------------------------------------------------------------------------
 
 
