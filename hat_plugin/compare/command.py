@@ -12,7 +12,7 @@ from hat_plugin.arguments import whole_number
 from hat_plugin.compare import gallery, machine, maps, report, tables
 from hat_plugin.compare.cost import costs
 from hat_plugin.compare.gallery import Wanted
-from hat_plugin.compare.measuring import find_picture, measure_inputs, measure_networks
+from hat_plugin.compare.measuring import check_weights, find_picture, measure_inputs, measure_networks
 from hat_plugin.compare.protocol import Comparison, read_comparison
 from hat_plugin.compare.tables import Result
 from hat_plugin.compare.training import check_earlier_runs, train_missing
@@ -118,6 +118,7 @@ def _compared(
     found, failure = None, ''
     if world.is_main:
         try:
+            check_weights(comparison)
             found = measure_inputs(comparison, folder)
             for each in wanted:
                 find_picture(found, each.name, '--show')

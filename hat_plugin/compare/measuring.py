@@ -24,8 +24,10 @@ from hat_plugin import __version__
 from hat_plugin.compare.protocol import Comparison, terms
 from hat_plugin.data.bicubic import imresize
 from hat_plugin.engine import distributed
+from hat_plugin.engine.checkpoint import load_into, load_weights
 from hat_plugin.engine.distributed import World
 from hat_plugin.engine.files import write_text_atomic
+from hat_plugin.engine.networks import build
 from hat_plugin.engine.options import Options
 from hat_plugin.engine.progress import progress
 from hat_plugin.errors import DataError
@@ -100,6 +102,19 @@ def find_picture(findings: Findings, name: str, flag: str) -> tuple[str, str]:
 def picture_file(folder: Path, dataset: str, picture: str, who: str) -> Path:
     """Where a picture of the comparison lies, 8 bits."""
     return folder / PICTURES / dataset / f'{picture}_{who}.png'
+
+
+def check_weights(comparison: Comparison) -> None:
+    """Refuse weights that cannot be read or do not fit their networks, before hours are spent on the others.
+
+    Raises:
+        CheckpointError: of the first such file.
+    """
+    for contender in comparison.contenders:
+        path = contender.test['path']
+        weights = load_weights(contender.weights, path.get('param_key_g', 'params'))
+        net = build(contender.test['network_g']).to_empty(device='cpu')
+        load_into(net, weights, strict=path.get('strict_load_g', True))
 
 
 def measure_inputs(comparison: Comparison, folder: Path) -> Findings:

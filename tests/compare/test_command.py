@@ -167,6 +167,19 @@ def test_nothing_is_written_where_options_are_wrong(comparison: Options, written
     assert set(work.rglob('*')) == {*before, work / file}
 
 
+def test_weights_that_do_not_fit_are_found_before_anything_is_measured(
+    compared: Any, comparison: Options, written: Write, cli: Cli
+) -> None:
+    Path('broken.pth').write_bytes(b'<html>')
+    for weights, expected in (
+        ({'SwinIR': 'broken.pth'}, 'broken.pth: not a PyTorch file'),
+        ({'SwinIR': 'experiments/small_HAT/models/net_g_latest.pth'}, 'entries fit'),
+    ):
+        outcome = cli('compare', '-opt', written({**comparison, 'weights': weights}), '-o', 'other')
+        assert (outcome.code, expected in outcome.err) == (2, True), outcome.err
+        assert not Path('other/scores').exists()
+
+
 def test_pictures_that_are_not_there(compared: Any, cli: Cli) -> None:
     for arguments, expected in (
         (['--show', 'coffee9'], 'no such picture among 6; there are photos/coffee'),
