@@ -74,13 +74,12 @@ def _run(
 ) -> int:
     folder = args.output or Path('results') / comparison.name
     with _held(folder, world):
-        if args.train:
-            code = train_missing(comparison, folder, world)
-            if code:
-                return code
         logger = RunLogger(world.is_main)
         try:
             logger.open_file(folder / f'compare_{time.strftime("%Y%m%d_%H%M%S")}.log')
+            code = train_missing(comparison, folder, world) if args.train else 0
+            if code:
+                return code
             with short_messages():
                 result = _compared(args, comparison, folder, world, wanted, windows)
         finally:

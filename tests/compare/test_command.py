@@ -56,6 +56,9 @@ def test_from_the_option_file_to_the_page(compared: Any, comparison: Options, cl
     pictures = found['pictures']['photos']
     assert set(pictures) == {'bicubic', 'HAT', 'SwinIR'}
     assert len(pictures['HAT']) == 6
+    (log,) = RESULTS.glob('compare_*.log')
+    told = log.read_text(encoding='utf-8')
+    assert all(f'[{number}/2] basicsr train -opt' in told for number in (1, 2))
     assert '**' in compared.out
     assert '| bicubic' in compared.out
     assert 'SwinIR, photos psnr' in compared.out
