@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from hat_plugin.data.loader import build_val_loader
 from hat_plugin.engine.options import load_options
 from hat_plugin.engine.progress import progress
 from hat_plugin.errors import HatPluginError
-from hat_plugin.models.validation import as_picture, describe_metric, measure, picture_name, uses_image
+from hat_plugin.models.validation import as_picture, describe_metric, measure_all, picture_name
 
 INPUT, NETWORK, TRUTH = 'input', 'network', 'truth'
 WINDOWS = (7, 21)  # sides of the patch and of the search of non-local means, as OpenCV's documentation recommends
@@ -109,10 +108,10 @@ def measured(opt: dict[str, Any], strengths: list[float]) -> Findings:
             model.test()
             pictures = {INPUT: data['lq'], **non_local_means(data['lq'], strengths), NETWORK: model.output}
             name = picture_name(data['lq_path'][0], options)
-            findings.shown[name] = {who: rgb(each) for who, each in {**pictures, TRUTH: data['gt']}.items()}
+            findings.shown[name] = {who: panels.rgb(each) for who, each in {**pictures, TRUTH: data['gt']}.items()}
             for who, each in pictures.items():
                 values = findings.scores.setdefault((options['name'], who), {})
-                for metric, value in scores(each, data['gt'], opt['val']):
+                for metric, value in measure_all(each, data['gt'], opt['val']).items():
                     values.setdefault(metric, []).append(value)
     return findings
 
@@ -129,14 +128,6 @@ def checkpoints(opt: dict[str, Any], iterations: list[int]) -> list[tuple[int, f
     return points
 
 
-def scores(restored: Tensor, truth: Tensor, val: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Each of the file's metrics of a picture, (1, C, H, W)."""
-    for metric, options in val['metrics'].items():
-        kind = uses_image(options, val)
-        pair = {'img': as_picture(restored, use_image=kind), 'img2': as_picture(truth, use_image=kind)}
-        yield metric, measure(pair, options)
-
-
 def non_local_means(lq: Tensor, strengths: list[float]) -> dict[str, Tensor]:
     """OpenCV's filter of each strength, for 8 bits, with the same strength for colour as for brightness."""
     image = as_picture(lq, use_image=True)
@@ -150,12 +141,6 @@ def non_local_means(lq: Tensor, strengths: list[float]) -> dict[str, Tensor]:
         assert isinstance(tensor, Tensor)
         found[f'non-local means, h = {strength:g}'] = tensor[None]
     return found
-
-
-def rgb(batch: Tensor) -> np.ndarray:
-    """(H, W, 3), uint8."""
-    image = as_picture(batch, use_image=True)
-    return np.ascontiguousarray(np.stack([image] * 3, -1) if image.ndim == 2 else image[..., ::-1])
 
 
 def contenders(findings: Findings, data: str, metric: str) -> list[str]:

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_comparison(args: argparse.Namespace) -> int:
     """A comparison file: each network, and the data once."""
-    from hat_plugin.compare.protocol import read_comparison
+    from hat_plugin.compare.reading import read_comparison
 
     comparison = read_comparison([args.opt], args.force_yml, trains=True, need_data=not args.no_data)
     print(f'{args.opt}: the options are right ({comparison.name}, {len(comparison.contenders)} networks)')

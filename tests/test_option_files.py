@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from basicsr.utils.options import parse_options
 
-from hat_plugin.compare.protocol import read_comparison
+from hat_plugin.compare.reading import read_comparison
 from hat_plugin.engine.macs import count_macs
 from hat_plugin.engine.networks import build
 from hat_plugin.engine.options import load_options, read_yaml

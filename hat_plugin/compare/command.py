@@ -13,7 +13,8 @@ from hat_plugin.compare import gallery, machine, maps, report, tables
 from hat_plugin.compare.cost import costs
 from hat_plugin.compare.gallery import Wanted
 from hat_plugin.compare.measuring import check_weights, find_picture, measure_inputs, measure_networks
-from hat_plugin.compare.protocol import Comparison, read_comparison
+from hat_plugin.compare.protocol import Comparison
+from hat_plugin.compare.reading import read_comparison
 from hat_plugin.compare.tables import Result
 from hat_plugin.compare.training import check_earlier_runs, train_missing
 from hat_plugin.engine import distributed
@@ -133,7 +134,7 @@ def _compared(
     first = comparison.prepared(comparison.contenders[0])
     ran_on = machine.examine(device_of(first)).lines()
     measured = costs(comparison, args.rounds)
-    result = Result(comparison, findings, measured, ran_on, first['val']['metrics'], first['val'])
+    result = Result(comparison, findings, measured, ran_on, first['val'])
     shown = gallery.parts(result, folder, wanted)
     report.write(result, folder, shown, maps.map_all(comparison, folder, mapped))
     return result

@@ -13,6 +13,7 @@ import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor
 
+from hat_plugin.compare.measuring import scale_of
 from hat_plugin.compare.peak import keep_freed_blocks, peak_bytes
 from hat_plugin.compare.protocol import Comparison
 from hat_plugin.compare.timing import Plan, Spread, alternate, spread
@@ -22,13 +23,12 @@ from hat_plugin.engine.options import Options, registered
 from hat_plugin.models.inference import convert, precision_of, restore_batch
 from hat_plugin.models.states import device_of
 
-SIDES = {True: 256, False: 64}  # of the input, at scale 1 and above: what papers count with
 BUDGET = 60.0  # seconds for rounds beyond those asked for
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one network, for one picture of `SIDES`.
+    """Of one network, for one picture of `side_of`.
 
     Attributes:
         parameters: their number.
@@ -43,9 +43,9 @@ class Cost:
     bytes: int | None = None
 
 
-def side_of(scale: int | None) -> int:
-    """Side of the square input that costs are told for, in pixels."""
-    return SIDES[(scale or 1) == 1]
+def side_of(scale: int) -> int:
+    """Side of the square input that costs are told for, in pixels: what papers count with."""
+    return 64 if scale > 1 else 256
 
 
 def costs(comparison: Comparison, rounds: int) -> dict[str, Cost]:
@@ -77,7 +77,7 @@ def costs(comparison: Comparison, rounds: int) -> dict[str, Cost]:
 
 def _counted(opt: Options) -> Cost:
     net = build(opt['network_g'])
-    side = side_of(opt.get('scale'))
+    side = side_of(scale_of(opt))
     parameters = sum(parameter.numel() for parameter in net.parameters())
     try:
         return Cost(parameters, count_macs(net, (1, input_channels(net, opt['network_g']), side, side)))
@@ -112,7 +112,7 @@ def _forward(opt: Options) -> Callable[[], Tensor]:
     architecture: Any = registered('ARCH_REGISTRY', opt['network_g']['type'])
     torch.manual_seed(0)
     net = convert(architecture(**arguments).to(device).eval(), precision_of(opt))
-    side = side_of(opt.get('scale'))
+    side = side_of(scale_of(opt))
     image = torch.rand(1, input_channels(net, opt['network_g']), side, side, device=device)
     whole = {**opt, 'tile': {'tile_size': side, 'tile_pad': 0}}
     restore_batch(net, image[..., :16, :16], whole)  # libraries load, thread pools start

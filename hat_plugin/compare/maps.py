@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from hat_plugin.compare import panels
 from hat_plugin.compare.attribution import attribute
 from hat_plugin.compare.gallery import Wanted
 from hat_plugin.compare.measuring import Findings, baseline, find_picture, pictures_of, scale_of
@@ -21,7 +22,6 @@ from hat_plugin.engine.progress import progress
 from hat_plugin.errors import DataError
 from hat_plugin.layers.embedding import pad_to_multiple
 from hat_plugin.models.inference import padding_of
-from hat_plugin.models.validation import as_picture
 from hat_plugin.restore.images import write_image
 
 FOLDER = 'attribution'
@@ -84,7 +84,7 @@ def map_all(comparison: Comparison, folder: Path, found: list[MappedInput]) -> l
         return []
     scale = scale_of(comparison.contenders[0].test)
     diffusion: list[dict[str, float]] = [{} for _ in found]
-    panels: list[list[Panel]] = [[_marked(folder, number, part, scale)] for number, part in enumerate(found)]
+    drawn: list[list[Panel]] = [[_marked(folder, number, part, scale)] for number, part in enumerate(found)]
     for contender in progress(comparison.contenders, description='attribution maps', unit='network'):
         forward = _network(comparison, contender)
         for number, part in enumerate(found):
@@ -92,9 +92,9 @@ def map_all(comparison: Comparison, folder: Path, found: list[MappedInput]) -> l
             diffusion[number][contender.label] = result.diffusion
             file = f'{FOLDER}/{number}_{contender.label}.png'
             write_image(folder / file, _heat(part, result.map))
-            panels[number].append(Panel(file, f'{contender.label}, diffusion index {result.diffusion:.2f}'))
+            drawn[number].append(Panel(file, f'{contender.label}, diffusion index {result.diffusion:.2f}'))
     return [
-        MappedPart(*each) for each in zip([part.title for part in found], map(tuple, panels), diffusion, strict=True)
+        MappedPart(*each) for each in zip([part.title for part in found], map(tuple, drawn), diffusion, strict=True)
     ]
 
 
@@ -117,7 +117,7 @@ def _part(image: Tensor, name: str, wanted: Wanted, scale: int) -> MappedInput:
         if position + window >= side * scale:
             raise DataError(
                 f'--attribution {name}:{top},{left}: a window of {window} pixels there does not lie inside the '
-                f'picture, {sides[1] * scale}x{sides[0] * scale} pixels'
+                f'picture, {sides[1] * scale}x{sides[0] * scale} pixels; choose another place'
             )
         middle = (position + window // 2) // scale
         corner.append(max(0, min(middle - INPUT_SIDE // 2, side - INPUT_SIDE)))
@@ -158,9 +158,7 @@ def _marked(folder: Path, number: int, part: MappedInput, scale: int) -> Panel:
 
 def _large(part: MappedInput) -> np.ndarray:
     """(h, w, 3), RGB, uint8, each pixel a square."""
-    image = as_picture(part.image, use_image=True)
-    colour = np.stack([image] * 3, -1) if image.ndim == 2 else image[..., ::-1]
-    return np.ascontiguousarray(colour.repeat(SHOWN, axis=0).repeat(SHOWN, axis=1))
+    return panels.rgb(part.image).repeat(SHOWN, axis=0).repeat(SHOWN, axis=1)
 
 
 def _heat(part: MappedInput, values: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ from hat_plugin.engine.networks import build
 from hat_plugin.engine.options import Options
 from hat_plugin.engine.progress import progress
 from hat_plugin.errors import DataError
-from hat_plugin.models.validation import as_picture, check_sizes, measure, needs_truth, picture_name, uses_image
+from hat_plugin.models.validation import as_picture, check_sizes, measure_all, picture_name
 from hat_plugin.train import note_world
 
 PICTURES, SCORES = 'pictures', 'scores'
@@ -193,7 +193,7 @@ def pictures_of(options: Options, world: World = ALONE) -> Any:
 def _of_the_input(loader: Any, opt: Options, folder: Path) -> Scores:
     """What the input reaches by itself, and the truth beside it."""
     rows: dict[str, dict[str, float]] = {}
-    name, scale, val = str(loader.dataset.opt['name']), scale_of(opt), opt['val']
+    name, scale = str(loader.dataset.opt['name']), scale_of(opt)
     for batch in progress(loader, description=f'{name}, {baseline(scale)}'):
         picture = picture_name(batch['lq_path'][0], loader.dataset.opt)
         enlarged, truth = enlarge(batch['lq'], scale), batch.get('gt')
@@ -203,19 +203,8 @@ def _of_the_input(loader: Any, opt: Options, folder: Path) -> Scores:
         for who, tensor in pairs.items():
             if tensor is not None:
                 imwrite(as_picture(tensor, use_image=True), str(picture_file(folder, name, picture, who)))
-        rows[picture] = dict(_figures(enlarged, truth, val))
+        rows[picture] = measure_all(enlarged, truth, opt['val'])
     return Scores(rows)
-
-
-def _figures(restored: Tensor, truth: Tensor | None, val: Options) -> Iterator[tuple[str, float]]:
-    for metric, options in (val.get('metrics') or {}).items():
-        if truth is None and needs_truth(options):
-            continue
-        kind = uses_image(options, val)
-        pair = {'img': as_picture(restored, use_image=kind)}
-        if truth is not None:
-            pair['img2'] = as_picture(truth, use_image=kind)
-        yield metric, measure(pair, options)
 
 
 def enlarge(lq: Tensor, scale: int) -> Tensor:

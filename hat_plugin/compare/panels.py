@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from hat_plugin.engine.files import atomic_file
+from hat_plugin.models.validation import as_picture
 
 CROP = (96, 120)  # height and width shown of a photograph, in its pixels
 ZOOM = 3
@@ -29,6 +31,12 @@ class Panel:
     title: str
     note: str
     image: np.ndarray
+
+
+def rgb(batch: Tensor) -> np.ndarray:
+    """(1, C, H, W) in [0, 1] as it is shown and saved: (H, W, 3), uint8; gray three times."""
+    image = as_picture(batch, use_image=True)
+    return np.ascontiguousarray(np.stack([image] * 3, -1) if image.ndim == 2 else image[..., ::-1])
 
 
 def corner(image: np.ndarray, top: int, left: int, scale: int) -> tuple[int, int]:

@@ -36,11 +36,6 @@ class Difference:
             return f'fewer than {FEWEST} pictures'
         return f'{signed(self.low)} to {signed(self.high)}'
 
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
 
 def difference(scores: Scores, reference: Scores, metric: str, *, higher_is_better: bool = True) -> Difference:
     """`scores` minus `reference`, of the same pictures.

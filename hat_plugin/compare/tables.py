@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hat_plugin.compare.cost import Cost, side_of
@@ -25,16 +25,20 @@ class Result:
         findings: test set -> who -> figures; the baseline first, then the networks in order.
         costs: label -> cost.
         machine: lines that say what it ran on.
-        metrics: name -> its options, as in ``val: metrics``.
-        val: the ``val`` section.
+        val: the ``val`` section: what is measured, and how.
     """
 
     comparison: Comparison
     findings: Findings
     costs: dict[str, Cost]
     machine: list[str]
-    metrics: dict[str, dict[str, Any]]
-    val: dict[str, Any] = field(default_factory=dict)
+    val: dict[str, Any]
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Name -> options."""
+        found: dict[str, dict[str, Any]] = self.val['metrics']
+        return found
 
     @property
     def labels(self) -> list[str]:
@@ -95,7 +99,7 @@ def figures(result: Result, mark: Callable[[str, int], str] = bold_first) -> tup
 
 def cost_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of what networks cost."""
-    side = side_of(result.comparison.contenders[0].test.get('scale'))
+    side = side_of(scale_of(result.comparison.contenders[0].test))
     timed = any(cost.seconds for cost in result.costs.values())
     columns = ['', 'parameters', f'MACs, {side}x{side}', 'without attention products']
     columns += ['time', 'memory'] if timed else []
@@ -171,7 +175,8 @@ def latex(result: Result) -> str:
 
 
 def _escaped(text: str) -> str:
-    return ''.join(f'\\{letter}' if letter in '&%$#_{}' else letter for letter in text)
+    hats = {'^': r'\^{}', '~': r'\~{}'}
+    return ''.join(f'\\{letter}' if letter in '&%$#_{}' else hats.get(letter, letter) for letter in text)
 
 
 def comma_separated(result: Result) -> str:

@@ -147,9 +147,6 @@ def check_options(opt: Mapping[str, Any], source: str, *, is_train: bool, need_d
     Raises:
         OptionsError: with one line a problem: place, value, remedy.
     """
-    if 'networks' in opt and 'network_g' not in opt:
-        remedy = f'run `basicsr compare -opt {source}{" --train" if is_train else ""}`'
-        raise OptionsError(source, [f'networks: this is a comparison file, of several networks; {remedy}'])
     problems = check_all(opt, is_train=is_train)
     if need_data:
         problems += missing_files(opt, is_train=is_train)

@@ -14,42 +14,32 @@
 namespace {
 
 // What one thread needs; filled anew for each window and head.
-template <class T> struct TileGradientSpace : Sizes {
-    int64_t pairs, channels;                // of queries, and channels, up to whole tiles
-    uint32_t *q, *g, *k, *v;                // queries and output gradients as units, keys and values as panels
-    uint32_t *k_value, *few;                // keys packed as values; a few tokens
-    uint32_t *q_turned, *g_turned;          // (channels, pairs): units along queries
-    uint32_t *p_turned, *s_turned;          // (pairs, keys): weights and slopes, units along queries
-    float *weights, *slopes;                // (16, keys)
-    uint32_t *by_key;                       // (16, keys / 2): slopes as units along keys
-    float *room, *sums;                     // (16, 32); (channels, keys)
-    T **q_row, **k_row, **v_row, **g_row, **dq_row;
-    void **dk_row, **dv_row;
+template <class T> struct TileGradientSpace : GradientTokens<T> {
+    int64_t pairs, channels;         // of queries, and channels, up to whole tiles
+    uint32_t *q_turned, *g_turned;   // (channels, pairs): units along queries
+    uint32_t *p_turned, *s_turned;   // (pairs, keys): weights and slopes, units along queries
+    float *weights, *slopes;         // (16, keys)
+    uint32_t *by_key;                // (16, keys / 2): slopes as units along keys
+    float *room, *sums;              // (16, 32); (channels, keys)
     bool ready;
 
     TileGradientSpace(const WindowAttention &a, int unit, const Packing &packing)
-        : Sizes(a, unit, packing), pairs(up(n, 2 * SIDE) / 2), channels(up(width, SIDE)) {
+        : GradientTokens<T>(a, unit, packing), pairs(up(this->n, 2 * SIDE) / 2), channels(up(this->width, SIDE)) {
         lay_out();
-        ready = arena.allocate();
+        ready = this->arena.allocate();
         if (ready) lay_out();
     }
 
   private:
-    Arena arena;
     void lay_out() {
-        for (uint32_t **part : {&q, &g}) arena.take(*part, broadcast());
-        for (uint32_t **part : {&k, &v}) arena.take(*part, panels());
-        arena.take(k_value, keys * values / 2);
-        arena.take(few, Sizes::few());
-        for (uint32_t **part : {&q_turned, &g_turned}) arena.take(*part, channels * pairs);
-        for (uint32_t **part : {&p_turned, &s_turned}) arena.take(*part, pairs * keys);
-        for (float **part : {&weights, &slopes}) arena.take(*part, SIDE * keys);
-        arena.take(by_key, SIDE * keys / 2);
-        arena.take(room, SIDE * 2 * SIDE);
-        arena.take(sums, channels * keys);
-        for (T ***rows : {&q_row, &g_row, &dq_row}) arena.take(*rows, n);
-        for (T ***rows : {&k_row, &v_row}) arena.take(*rows, m);
-        for (void ***rows : {&dk_row, &dv_row}) arena.take(*rows, m);
+        const int64_t keys = this->keys;
+        this->take_tokens();
+        for (uint32_t **part : {&q_turned, &g_turned}) this->arena.take(*part, channels * pairs);
+        for (uint32_t **part : {&p_turned, &s_turned}) this->arena.take(*part, pairs * keys);
+        for (float **part : {&weights, &slopes}) this->arena.take(*part, SIDE * keys);
+        this->arena.take(by_key, SIDE * keys / 2);
+        this->arena.take(room, SIDE * 2 * SIDE);
+        this->arena.take(sums, channels * keys);
     }
 };
 
@@ -140,12 +130,7 @@ template <class B, class T>
 void differentiate(Tiles *, const WindowGradient &g, const Place &at, const TileGradientSpace<T> &w, float *dbias) {
     const WindowAttention &a = g.forward;
     const bool add = a.margin > 0;
-    locate_all<T>(g, at, w);
-    pack_units<Tiles>(w, w.q_row, w.n, w.queries, w.q);
-    pack_units<Tiles>(w, w.g_row, w.n, w.queries, w.g);
-    pack_panels<Tiles>(w, w.k_row, w.m, w.keys, w.k, w.few);
-    pack_panels<Tiles>(w, w.v_row, w.m, w.keys, w.v, w.few);
-    pack_values<Tiles>(w, w.k_row, w.m, w.keys, w.k_value);
+    pack_tokens<Tiles>(g, at, w);
     pack_turned(w, w.q_row, w.q_turned);
     pack_turned(w, w.g_row, w.g_turned);
     const int64_t there = w.queries / 2 * w.keys, all = w.pairs * w.keys;

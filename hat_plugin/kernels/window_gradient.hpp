@@ -30,37 +30,50 @@ struct Target {
 
 constexpr int KEYS = LANES == 16 ? 8 : 4;  // keys whose gradients are in registers at a time
 
-// What one thread needs to differentiate; filled anew for each window and head.
-template <class T> struct GradientSpace : Sizes {
-    uint32_t *q, *g, *k, *v;           // queries and output gradients as units, keys and values as panels
-    uint32_t *q_value, *g_value, *k_value, *few;  // packed as values; a few tokens
-    float *weights, *slopes;           // (ROWS, keys): P and dS, in the end as units along queries
-    uint32_t *by_key;                  // (ROWS, keys): dS as units along keys
-    float *dk, *dv;                    // (keys, values)
+// A window's tokens, where they and their gradients lie, and the memory of a thread that differentiates.
+template <class T> struct GradientTokens : Sizes {
+    uint32_t *q, *g, *k, *v;  // queries and output gradients as units, keys and values as panels
+    uint32_t *k_value, *few;  // keys packed as values; a few tokens
     T **q_row, **k_row, **v_row, **g_row, **dq_row;
     void **dk_row, **dv_row;
+
+    using Sizes::Sizes;
+
+  protected:
+    Arena arena;
+    void take_tokens() {
+        for (uint32_t **part : {&q, &g}) arena.take(*part, broadcast());
+        for (uint32_t **part : {&k, &v}) arena.take(*part, panels());
+        arena.take(k_value, keys * values);
+        arena.take(few, Sizes::few());
+        for (T ***rows : {&q_row, &g_row, &dq_row}) arena.take(*rows, n);
+        for (T ***rows : {&k_row, &v_row}) arena.take(*rows, m);
+        for (void ***rows : {&dk_row, &dv_row}) arena.take(*rows, m);
+    }
+};
+
+// What one thread needs to differentiate; filled anew for each window and head.
+template <class T> struct GradientSpace : GradientTokens<T> {
+    uint32_t *q_value, *g_value;  // packed as values
+    float *weights, *slopes;      // (ROWS, keys): P and dS, in the end as units along queries
+    uint32_t *by_key;             // (ROWS, keys): dS as units along keys
+    float *dk, *dv;               // (keys, values)
     bool ready;
 
-    GradientSpace(const WindowAttention &a, int unit, const Packing &packing) : Sizes(a, unit, packing) {
+    GradientSpace(const WindowAttention &a, int unit, const Packing &packing) : GradientTokens<T>(a, unit, packing) {
         lay_out();
-        ready = arena.allocate();
+        ready = this->arena.allocate();
         if (ready) lay_out();
     }
 
   private:
-    Arena arena;
     void lay_out() {
-        for (uint32_t **part : {&q, &g}) arena.take(*part, broadcast());
-        for (uint32_t **part : {&k, &v}) arena.take(*part, panels());
-        for (uint32_t **part : {&q_value, &g_value}) arena.take(*part, queries * values);
-        arena.take(k_value, keys * values);
-        arena.take(few, Sizes::few());
-        for (float **part : {&weights, &slopes}) arena.take(*part, ROWS * keys);
-        arena.take(by_key, ROWS * keys);
-        for (float **part : {&dk, &dv}) arena.take(*part, keys * values);
-        for (T ***rows : {&q_row, &g_row, &dq_row}) arena.take(*rows, n);
-        for (T ***rows : {&k_row, &v_row}) arena.take(*rows, m);
-        for (void ***rows : {&dk_row, &dv_row}) arena.take(*rows, m);
+        const int64_t keys = this->keys, values = this->values;
+        this->take_tokens();
+        for (uint32_t **part : {&q_value, &g_value}) this->arena.take(*part, this->queries * values);
+        for (float **part : {&weights, &slopes}) this->arena.take(*part, ROWS * keys);
+        this->arena.take(by_key, ROWS * keys);
+        for (float **part : {&dk, &dv}) this->arena.take(*part, keys * values);
     }
 };
 
@@ -153,8 +166,8 @@ template <class T> void deliver(const Sizes &s, const float *sums, float factor,
     }
 }
 
-// Where a window's tokens and their gradients lie.
-template <class T, class Space> void locate_all(const WindowGradient &g, const Place &at, const Space &w) {
+// Find a window's tokens and where their gradients belong, and pack them; values of queries and gradients aside.
+template <class P, class T> void pack_tokens(const WindowGradient &g, const Place &at, const GradientTokens<T> &w) {
     const WindowAttention &a = g.forward;
     locate(a, at, a.q, a.q_stride, false, w.q_row);
     locate(a, at, a.k, a.k_stride, true, w.k_row);
@@ -165,6 +178,11 @@ template <class T, class Space> void locate_all(const WindowGradient &g, const P
         if (a.margin > 0) locate(a, at, tensor, stride, true, reinterpret_cast<float **>(rows));
         else locate(a, at, tensor, stride, true, reinterpret_cast<T **>(rows));
     }
+    pack_units<P>(w, w.q_row, w.n, w.queries, w.q);
+    pack_units<P>(w, w.g_row, w.n, w.queries, w.g);
+    pack_panels<P>(w, w.k_row, w.m, w.keys, w.k, w.few);
+    pack_panels<P>(w, w.v_row, w.m, w.keys, w.v, w.few);
+    pack_values<P>(w, w.k_row, w.m, w.keys, w.k_value);
 }
 
 // What a thread needs for a way of multiplying.
@@ -176,15 +194,10 @@ template <class B, class P, class T>
 void differentiate(P *, const WindowGradient &g, const Place &at, const GradientSpace<T> &w, float *dbias) {
     const WindowAttention &a = g.forward;
     const bool add = a.margin > 0;
-    locate_all<T>(g, at, w);
-    pack_units<P>(w, w.q_row, w.n, w.queries, w.q);
+    pack_tokens<P>(g, at, w);
     P::scale(w.q, w.n * w.depth, static_cast<float>(a.scale));
-    pack_units<P>(w, w.g_row, w.n, w.queries, w.g);
-    pack_panels<P>(w, w.k_row, w.m, w.keys, w.k, w.few);
-    pack_panels<P>(w, w.v_row, w.m, w.keys, w.v, w.few);
     pack_values<P>(w, w.q_row, w.n, w.queries, w.q_value);
     pack_values<P>(w, w.g_row, w.n, w.queries, w.g_value);
-    pack_values<P>(w, w.k_row, w.m, w.keys, w.k_value);
     std::memset(w.dk, 0, w.keys * w.values * sizeof(float));
     std::memset(w.dv, 0, w.keys * w.values * sizeof(float));
     const B *bias = static_cast<const B *>(a.bias) + at.head * w.n * w.m;

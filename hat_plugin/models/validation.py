@@ -111,18 +111,7 @@ class ValidationMixin:
             imwrite(as_picture(self.output, use_image=True), str(path))
         if self.gt is not None:
             check_sizes(self.output, self.gt, f'{dataset_name}/{image_name}', self.opt.get('scale', 1))
-
-        @cache  # most runs want one of the two kinds
-        def pictures(use_image: bool) -> dict[str, np.ndarray]:
-            tensors = {'img': self.output} if self.gt is None else {'img': self.output, 'img2': self.gt}
-            return {name: as_picture(tensor, use_image=use_image) for name, tensor in tensors.items()}
-
-        val = self.opt['val'] or {}
-        return {
-            name: measure(pictures(uses_image(options, val)), options)
-            for name, options in (val.get('metrics') or {}).items()
-            if self.gt is not None or not needs_truth(options)
-        }
+        return measure_all(self.output, self.gt, self.opt['val'] or {})
 
     def _initialize_best_metric_results(self, dataset_name: str) -> None:
         """BasicSR's hook; a resumed run may measure more than the one before it, whose records it took over."""
@@ -235,6 +224,26 @@ def measure(pictures: dict[str, np.ndarray], options: dict[str, Any]) -> float:
         pictures = {'img': pictures['img']}
     arguments = {key: value for key, value in options.items() if key not in ('better', 'use_image')}
     return float(calculate_metric(pictures, arguments))
+
+
+def measure_all(restored: Tensor, truth: Tensor | None, val: dict[str, Any]) -> dict[str, float]:
+    """Every metric of ``val`` of one picture; without a truth those alone that need none.
+
+    Args:
+        restored, truth: (1, C, H, W); see `as_picture`.
+        val: the section.
+    """
+
+    @cache  # most runs want one of the two kinds
+    def pictures(use_image: bool) -> dict[str, np.ndarray]:
+        tensors = {'img': restored} if truth is None else {'img': restored, 'img2': truth}
+        return {name: as_picture(tensor, use_image=use_image) for name, tensor in tensors.items()}
+
+    return {
+        name: measure(pictures(uses_image(options, val)), options)
+        for name, options in (val.get('metrics') or {}).items()
+        if truth is not None or not needs_truth(options)
+    }
 
 
 def needs_truth(options: dict[str, Any]) -> bool:

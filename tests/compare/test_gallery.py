@@ -53,7 +53,7 @@ def result() -> Result:
     }
     contenders = tuple(Contender(label, {}) for label in ('a', 'b'))
     costs = {each.label: Cost(1) for each in contenders}
-    return Result(Comparison('x', 'x.yml', contenders), {'set': findings}, costs, [], {'psnr': {}})
+    return Result(Comparison('x', 'x.yml', contenders), {'set': findings}, costs, [], {'metrics': {'psnr': {}}})
 
 
 def test_pictures_are_those_on_which_networks_lie_apart_whoever_is_ahead() -> None:

@@ -40,6 +40,8 @@ PATH_REMEDIES = {
 
 def check_all(opt: Mapping[str, Any], *, is_train: bool) -> Problems:
     """Every problem of an option file that can be seen without its data and weights."""
+    if 'networks' in opt and 'network_g' not in opt:
+        return ['networks: this is a comparison file, of several networks; run `basicsr compare` with it']
     facts = model_facts(opt.get('model_type'))
     return [
         *_root_problems(opt, facts, is_train),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hat_plugin.compare.protocol import read_comparison
+from hat_plugin.compare.reading import read_comparison
 from hat_plugin.errors import OptionsError
 
 Options = dict[str, Any]
@@ -77,6 +77,14 @@ def test_differences_are_those_of_one_network_and_are_told(comparison: Options, 
         ({'differences': {'HAT': {'trian': {}}}}, "differences: HAT: trian: unknown option; did you mean 'train'?"),
         ({'networks': {'HAT': {'type': 'HATT'}}}, "networks: HAT: type: 'HATT' is no known network"),
         ({'networks': {'HAT': {'type': 'HAT', 'embed_dim': 7}}}, 'networks: HAT: HAT cannot be built'),
+        (
+            {'train': None, 'path': {'strict_load_g': False}},
+            'path: strict_load_g: has no effect without a train section',
+        ),
+        (
+            {'weights': {'HAT': 'x.pth'}, 'differences': {'HAT': {'train': {'total_iter': 3}}}},
+            'differences: HAT: train: has no effect: its weights are named',
+        ),
         ({'difference': {}}, "difference: unknown option; did you mean 'differences'?"),
         ({'tets': 1}, 'tets: unknown option'),
     ],
