@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hat_plugin.kernels import products, tile_products
+from hat_plugin.kernels.geometry import Geometry
 from hat_plugin.kernels.library import BF16_WAYS, open_library
-from hat_plugin.kernels.native import Geometry, run_image_gradient, run_windows
+from hat_plugin.kernels.native import run_image, run_image_gradient, run_windows
 from hat_plugin.kernels.window_attention import plain_image_attention
 
 _AMX = 2  # of BF16_WAYS
@@ -42,7 +43,8 @@ def largest_gradient_error(library_file: Path, dtype: torch.dtype, overlap: int,
         torch.randn(shape, generator=random).to(dtype)
         for shape in ((1, 16, 24, 6 * width), (1, 16, 24, 2 * width), (2, 64, overlap**2))
     )
-    found = run_image_gradient(library, grad, qkv, bias, None, geometry, threads=threads)
+    results = run_image(library, qkv, bias, None, geometry, threads=threads)
+    found = run_image_gradient(library, grad, qkv, *results, bias, None, geometry, threads=threads)
     inputs = [x.double().requires_grad_() for x in (qkv, bias)]
     with sdpa_kernel(SDPBackend.MATH):
         out = plain_image_attention(inputs[0], inputs[1], None, geometry)

@@ -23,8 +23,8 @@ SOURCES = tuple(Path(__file__).with_name(f'{name}.cpp') for name in ('window_att
 HEADERS = tuple(
     Path(__file__).with_name(f'{name}.hpp')
     for name in (
-        *('memory', 'vectors', 'gelu', 'windows', 'tiles', 'window_gradient', 'tile_gradient', 'tile_product'),
-        *('product', 'winograd', 'winograd_gradient'),
+        *('memory', 'vectors', 'gelu', 'windows', 'tiles', 'gradient_tokens', 'window_gradient', 'tile_gradient'),
+        *('tile_product', 'product', 'winograd', 'winograd_gradient'),
     )
 )
 FLAGS = (
@@ -37,7 +37,7 @@ BF16_WAYS = {0: 'widened to fp32', 1: 'AVX512_BF16', 2: 'AMX'}  # `Way` of windo
 
 _THREE = ctypes.c_int64 * 3
 _FOUR = ctypes.c_int64 * 4
-_POINTERS = ('q', 'k', 'v', 'bias', 'mask', 'out')
+_POINTERS = ('q', 'k', 'v', 'bias', 'mask', 'out', 'lse')
 _STRIDES = ('q_stride', 'k_stride', 'v_stride', 'out_stride')
 _NUMBERS = (
     *('batch', 'heads', 'width', 'height_q', 'width_q', 'height_k', 'width_k', 'rows', 'columns'),
@@ -58,12 +58,12 @@ class WindowAttentionArguments(ctypes.Structure):
 
 
 class WindowGradientArguments(ctypes.Structure):
-    """The struct WindowGradient of window_gradient.hpp."""
+    """The struct WindowGradient of gradient_tokens.hpp."""
 
     _fields_ = (
         ('forward', WindowAttentionArguments),
-        *((name, ctypes.c_void_p) for name in ('dq', 'dk', 'dv')),
-        *((name, _FOUR) for name in ('dq_stride', 'dk_stride', 'dv_stride')),
+        *((name, ctypes.c_void_p) for name in ('grad', 'dq', 'dk', 'dv')),
+        *((name, _FOUR) for name in ('grad_stride', 'dq_stride', 'dk_stride', 'dv_stride')),
         ('dbias', ctypes.c_void_p),
         ('parts', ctypes.c_int64),
     )

@@ -1,102 +1,15 @@
-"""From tensors to the pointers and strides of the C interface. All sizes are checked here: beyond is no safety net."""
+"""From tensors to the pointers and strides of the C interface. `geometry` checks that they fit: beyond is no net."""
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hat_plugin.kernels.geometry import DTYPES, Geometry, empty_image, empty_windows
 from hat_plugin.kernels.library import WindowAttentionArguments, WindowGradientArguments, strides
-
-DTYPES = (torch.float32, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How an image falls into windows and heads.
-
-    Attributes:
-        scale: factor of the products.
-        num_heads: number of heads; divides the channels.
-        window_size: side of a window in pixels; divides height and width.
-        overlap_size: side of a window of keys, which shares its centre; window_size where keys do not overlap.
-        shift_size: pixels by which windows are moved down and right, round the border.
-    """
-
-    scale: float
-    num_heads: int
-    window_size: int
-    overlap_size: int
-    shift_size: int
-
-    @property
-    def margin(self) -> int:
-        """By how many pixels a window of keys reaches over its window."""
-        return (self.overlap_size - self.window_size) // 2
-
-
-def empty_windows(q: Tensor) -> Tensor:
-    """Room for a result of q's shape (windows, heads, N, d); in memory (windows, N, heads, d)."""
-    windows, heads, queries, width = q.shape
-    return q.new_empty((windows, queries, heads, width)).transpose(1, 2)
-
-
-def check_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None) -> None:
-    """Raise a ValueError unless the arguments of `window_attention` fit each other."""
-    shapes = f'q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}'
-    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
-        raise ValueError(f'{shapes} do not fit: give (windows, heads, N, d) and twice (windows, heads, M, d)')
-    if 0 in k.shape[1:]:
-        raise ValueError(f'{shapes}: give one head, key and channel at least')
-    _check_rest((q, k, v), bias, mask, (q.shape[1], q.shape[2], k.shape[2]), (q.shape[2], k.shape[2]))
-
-
-def check_image(qkv: Tensor, bias: Tensor, masks: Tensor | None, geometry: Geometry) -> None:
-    """Raise a ValueError unless the arguments of `image_window_attention` fit each other."""
-    g, (window, overlap, shift) = geometry, (geometry.window_size, geometry.overlap_size, geometry.shift_size)
-    if qkv.ndim != 4 or min(g.num_heads, window) < 1 or qkv.shape[3] % 3 or 0 in qkv.shape[1:]:
-        raise ValueError(f'qkv {tuple(qkv.shape)}: give (B, H, W, 3 * C), one head and a window of one pixel at least')
-    height, width, channels = qkv.shape[1], qkv.shape[2], qkv.shape[3] // 3
-    if height % window or width % window or channels % g.num_heads:
-        raise ValueError(
-            f'an image of {height}x{width} and {channels} channels does not fall into windows of '
-            f'{window} and {g.num_heads} heads: pad it to multiples'
-        )
-    if overlap < window or (overlap - window) % 2:
-        raise ValueError(f'overlap_size {overlap} is not window_size {window} plus an even number')
-    if not 0 <= shift < window or (shift and (masks is None or overlap != window)):
-        raise ValueError(
-            f'shift_size {shift} with window_size {window}, overlap_size {overlap} and '
-            f'{"no " if masks is None else ""}masks: give 0, or less than the window, with masks and without an overlap'
-        )
-    queries, keys = window**2, overlap**2
-    shape = (g.num_heads, queries, keys)
-    _check_rest((qkv,), bias, masks if shift else None, shape, (3, queries, keys))
-
-
-def _check_rest(
-    tensors: tuple[Tensor, ...],
-    bias: Tensor,
-    mask: Tensor | None,
-    bias_shape: tuple[int, ...],
-    mask_shape: tuple[int, ...],
-) -> None:
-    """Raise a ValueError unless bias and mask have these shapes and all dtypes and devices are right."""
-    if tuple(bias.shape) != bias_shape:
-        raise ValueError(f'bias {tuple(bias.shape)} does not fit: give {bias_shape}')
-    if mask is not None and tuple(mask.shape) != mask_shape:
-        raise ValueError(f'mask {tuple(mask.shape)} does not fit: give {mask_shape}')
-    dtypes = [x.dtype for x in tensors]
-    if len(set(dtypes)) > 1 or dtypes[0] not in DTYPES or bias.dtype not in DTYPES:
-        raise ValueError(
-            f'queries, keys and values of {", ".join(map(str, dtypes))}, bias of {bias.dtype}: give fp32 or bf16, the '
-            'same for queries, keys and values'
-        )
-    if any(x is not None and x.device.type != 'cpu' for x in (*tensors, bias, mask)):
-        raise ValueError('a tensor is not on the CPU: this kernel is for the CPU alone')
 
 
 def run_windows(
@@ -131,7 +44,7 @@ def run_windows(
     }
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     placed = [strides(x.stride(0), 0, x.stride(2), x.stride(1)) for x in (q, k, v, out)]
-    with _Call((q, k, v, out), placed, bias, mask, scale, threads, sizes) as call:
+    with _Call((q, k, v, out), placed, None, bias, mask, scale, threads, sizes) as call:
         call.check(library.hat_window_attention(ctypes.byref(call.arguments)))
     return out
 
@@ -143,18 +56,24 @@ def run_image(
     masks: Tensor | None,
     geometry: Geometry,
     threads: int | None = None,
-) -> Tensor:
-    """Call the kernel on an image; arguments as in `image_window_attention`, checked by `check_image`."""
-    out = qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))
-    with _image_call(qkv, out, bias, masks, geometry, threads) as call:
+) -> tuple[Tensor, Tensor]:
+    """Call the kernel on an image; arguments as in `image_window_attention`, checked by `check_image`.
+
+    Returns:
+        The output, and each query's log of the sum of its logits' exponentials: (windows, heads, N), fp32.
+    """
+    out, lse = empty_image(qkv, geometry)
+    with _image_call(qkv, out, lse, bias, masks, geometry, threads) as call:
         call.check(library.hat_window_attention(ctypes.byref(call.arguments)))
-    return out
+    return out, lse
 
 
 def run_image_gradient(
     library: ctypes.CDLL,
     grad: Tensor,
     qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
     bias: Tensor,
     masks: Tensor | None,
     geometry: Geometry,
@@ -162,9 +81,14 @@ def run_image_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `run_image` for qkv, in its shape and dtype, and for the bias, (heads, N, M) in its dtype.
 
-    They do not depend on how the threads take turns, but the bias's sum does on their number.
+    Args:
+        library: the kernels.
+        grad: the gradient of `out`.
+        qkv, bias, masks, geometry: as given to `run_image`.
+        out, lse: as it returned them.
+        threads: on whose number the order of the bias's sum depends; the rest depends on no thread.
     """
-    grad = grad.contiguous()
+    grad, out, lse = grad.contiguous(), out.contiguous(), lse.contiguous()
     channels, heads = grad.shape[3], geometry.num_heads
     dqkv = qkv.new_empty(qkv.shape)
     dq, dk, dv = targets = list(dqkv.split(channels, dim=3))
@@ -176,10 +100,10 @@ def run_image_gradient(
     # Two tasks for a thread at the least: they do not end at the same time.
     parts = max(1, min(-(-2 * threads // heads), windows))
     dbias = torch.zeros((parts, *bias.shape), dtype=torch.float32)
-    with _image_call(qkv, grad, bias, masks, geometry, threads) as call:
+    with _image_call(qkv, out, lse, bias, masks, geometry, threads) as call:
         head = channels // heads
-        placed = [strides(x.stride(0), x.stride(1), x.stride(2), head) for x in (dq, dk, dv)]
-        pointers = (x.data_ptr() for x in (dq, dk, dv))
+        placed = [strides(x.stride(0), x.stride(1), x.stride(2), head) for x in (grad, dq, dk, dv)]
+        pointers = (x.data_ptr() for x in (grad, dq, dk, dv))
         arguments = WindowGradientArguments(call.arguments, *pointers, *placed, dbias.data_ptr(), parts)
         call.check(library.hat_window_attention_gradient(ctypes.byref(arguments)))
     if geometry.margin:
@@ -213,7 +137,13 @@ def run_gather(library: ctypes.CDLL, table: Tensor, index: Tensor, threads: int 
 
 
 def _image_call(
-    qkv: Tensor, out: Tensor, bias: Tensor, masks: Tensor | None, geometry: Geometry, threads: int | None
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    bias: Tensor,
+    masks: Tensor | None,
+    geometry: Geometry,
+    threads: int | None,
 ) -> _Call:
     g = geometry
     _, height, width, channels = out.shape
@@ -238,15 +168,16 @@ def _image_call(
     qkv = qkv if qkv.stride(3) == 1 else qkv.contiguous()
     tensors = (*qkv.split(channels, dim=3), out)
     placed = [strides(x.stride(0), x.stride(1), x.stride(2), head) for x in tensors]
-    return _Call(tensors, placed, bias, masks if g.shift_size else None, g.scale, threads, sizes)
+    return _Call(tensors, placed, lse, bias, masks if g.shift_size else None, g.scale, threads, sizes)
 
 
 class _Call:
     """The struct of a call, and the tensors that must live as long as it is used.
 
     Args:
-        tensors: q, k, v, and the output (or its gradient).
+        tensors: q, k, v, and the output.
         placed: their strides.
+        lse: as `run_image` returns it, or None.
         bias, mask, scale, threads: as in `run_windows`.
         sizes: the other fields.
     """
@@ -255,6 +186,7 @@ class _Call:
         self,
         tensors: tuple[Tensor, ...],
         placed: list[ctypes.Array[ctypes.c_int64]],
+        lse: Tensor | None,
         bias: Tensor,
         mask: Tensor | None,
         scale: float,
@@ -264,12 +196,13 @@ class _Call:
         bias = bias.contiguous()
         mask = None if mask is None else mask.to(bias.dtype).contiguous()
         self.shape = tuple(tensors[0].shape)
-        self._kept = (*tensors, bias, mask)
+        self._kept = (*tensors, lse, bias, mask)
         self.arguments = WindowAttentionArguments(
             *(x.data_ptr() for x in tensors[:3]),
             bias.data_ptr(),
             None if mask is None else mask.data_ptr(),
             tensors[3].data_ptr(),
+            None if lse is None else lse.data_ptr(),
             *placed,
             batch=tensors[0].shape[0],
             half=tensors[0].dtype == torch.bfloat16,

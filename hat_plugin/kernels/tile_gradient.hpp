@@ -64,29 +64,24 @@ template <class T> void pack_turned(const TileGradientSpace<T> &w, T *const *row
         }
 }
 
-// The mean of a query's slopes under its weights, which are not divided by their sum yet.
-inline float mean_slope(const Sizes &s, const float *weights, const float *slopes, float inverse) {
-    Floats dot[2] = {};
-    for (int64_t column = 0; column < s.keys; column += PANEL)
-        for (int side = 0; side < 2; ++side)
-            dot[side] += read<Floats>(weights + column + side * LANES) * read<Floats>(slopes + column + side * LANES);
-    return total(dot[0] + dot[1]) * inverse;
-}
-
-// P and dS of 16 queries in the orders of what follows; dS is added to the bias's gradient.
-template <class T>
-void slopes_of_logits(const TileGradientSpace<T> &w, int64_t first, const float *inverse, const float *mean, float *dbias) {
+// Products to P and dS of 16 queries, in the orders of what follows; dS is added to the bias's gradient.
+template <class T, class B>
+void slopes_of_products(const TileGradientSpace<T> &w, int64_t first, const B *bias, const B *mask, float scale,
+                        float *dbias) {
     for (int64_t r = 0; r < SIDE; r += 2)
         for (int64_t j = 0; j < w.keys; j += PANEL) {
             Floats p[2][2], slope[2][2];
             for (int o = 0; o < 2; ++o) {
+                const int64_t query = std::min(first + r + o, w.n - 1);
                 for (int side = 0; side < 2; ++side) {
-                    const int64_t column = j + side * LANES, at = (r + o) * w.keys + column, count = w.m - column;
-                    p[o][side] = read<Floats>(w.weights + at) * inverse[r + o];
-                    slope[o][side] = p[o][side] * (read<Floats>(w.slopes + at) - mean[r + o]);
-                    if (first + r + o >= w.n || count <= 0) continue;
-                    float *to = dbias + (first + r + o) * w.m + column;
-                    store(to, load(to, count) + slope[o][side], count);
+                    const int64_t column = j + side * LANES, room = (r + o) * w.keys + column;
+                    const int64_t at = query * w.m + column, count = std::clamp<int64_t>(w.m - column, 0, LANES);
+                    Floats logit = read<Floats>(w.weights + room) * scale + load(bias + at, count);
+                    if (mask) logit += load(mask + at, count);
+                    p[o][side] = weights_of(logit, w.lse[first + r + o]);
+                    for (int64_t lane = count; lane < LANES; ++lane) p[o][side][lane] = 0;
+                    slope[o][side] = p[o][side] * (read<Floats>(w.slopes + room) - w.mean[first + r + o]);
+                    if (first + r + o < w.n) store(dbias + at, load(dbias + at, count) + slope[o][side], count);
                 }
                 Tiles::put_weights(w.by_key + (r + o) * w.keys / 2 + j / 2, slope[o][0], slope[o][1]);
             }
@@ -98,7 +93,7 @@ void slopes_of_logits(const TileGradientSpace<T> &w, int64_t first, const float 
         }
 }
 
-// The gradient of keys or values, (channels, keys) in fp32, to where its tokens belong, as `deliver` does.
+// The gradient of keys or values, (channels, keys) in fp32, to where its tokens belong.
 template <class T>
 void deliver_turned(const TileGradientSpace<T> &w, const uint32_t *tokens, const uint32_t *weights, float factor,
                     void *const *rows, bool add) {
@@ -106,20 +101,7 @@ void deliver_turned(const TileGradientSpace<T> &w, const uint32_t *tokens, const
         for (int64_t j = 0; j < w.keys; j += 2 * SIDE)
             multiply_tiles<true>(tokens + channel * w.pairs, w.pairs, weights + j, w.keys, SIDE, w.pairs,
                                  w.sums + channel * w.keys + j, w.keys);
-    for (int64_t j = 0; j < w.m; j += LANES)
-        for (int64_t c = 0; c < w.width; c += LANES) {
-            const int64_t count = w.width - c;
-            Bits block[LANES];
-            for (int64_t i = 0; i < LANES; ++i) block[i] = read<Bits>(w.sums + (c + i) * w.keys + j);
-            turn(block);
-            for (int64_t i = 0; i < std::min<int64_t>(LANES, w.m - j); ++i) {
-                if (!rows[j + i]) continue;
-                const Floats value = (Floats)block[i] * factor;
-                float *sum = static_cast<float *>(rows[j + i]) + c;
-                if (add) store(sum, load(sum, count) + value, count);
-                else store(static_cast<T *>(rows[j + i]) + c, value, count);
-            }
-        }
+    deliver<T>(w, w.sums, w.keys, PANEL, factor, rows, add);
 }
 
 template <class T> struct Gradients<Tiles, T> {
@@ -141,17 +123,9 @@ void differentiate(Tiles *, const WindowGradient &g, const Place &at, const Tile
     float factor[SIDE];
     std::fill(factor, factor + SIDE, scale);
     for (int64_t first = 0; first < w.n; first += SIDE) {
-        float inverse[SIDE] = {}, mean[SIDE] = {};
         multiply_panels(w, w.q + first * w.depth, w.k, w.weights);
         multiply_panels(w, w.g + first * w.depth, w.v, w.slopes);
-        for (int64_t r = 0; r < std::min(SIDE, w.n - first); ++r) {
-            float *row = w.weights + r * w.keys;
-            const int64_t start = (first + r) * w.m;
-            const float peak = finish_logits(w, row, bias + start, mask ? mask + start : nullptr, scale);
-            inverse[r] = 1.0f / exponentials<Single>(row, w.keys, peak);
-            mean[r] = mean_slope(w, row, w.slopes + r * w.keys, inverse[r]);
-        }
-        slopes_of_logits(w, first, inverse, mean, dbias);
+        slopes_of_products(w, first, bias, mask, scale, dbias);
         write_sums(w, w.by_key, w.keys / 2, w.k_value, first, factor, w.room, w.dq_row);
     }
     deliver_turned(w, w.q_turned, w.s_turned, scale, w.dk_row, add);

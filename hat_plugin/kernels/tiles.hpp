@@ -9,6 +9,8 @@
 
 #include "windows.hpp"
 
+#include <cmath>
+
 #if defined(HAT_EMULATED_TILES) && defined(__AVX__)
 #define HAT_TILES
 #elif defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__) && !defined(HAT_WITHOUT_TILES)
@@ -181,17 +183,19 @@ void write_sums(const Sizes &s, const uint32_t *units, int64_t stride, const uin
     }
 }
 
-// As `logits` and what follows, for 16 queries from `first` on. `weights`: (16, keys).
+// As `logits` and what follows, for 16 queries from `first` on. `weights`: (16, keys). `lse`: null, or where to leave it.
 template <class T, class B>
 void attend_tiles(const Sizes &s, const uint32_t *q, const uint32_t *k, const uint32_t *v, int64_t first, const B *bias,
-                  const B *mask, float scale, float *weights, float *room, T *const *out) {
+                  const B *mask, float scale, float *weights, float *room, float *lse, T *const *out) {
     multiply_panels(s, q + first * s.depth, k, weights);
     float inverse[SIDE];
     for (int64_t r = 0; r < std::min(SIDE, s.n - first); ++r) {
         float *row = weights + r * s.keys;
         const int64_t at = (first + r) * s.m;
         const float peak = finish_logits(s, row, bias + at, mask ? mask + at : nullptr, scale);
-        inverse[r] = 1.0f / exponentials<Tiles>(row, s.keys, peak);
+        const float sum = exponentials<Tiles>(row, s.keys, peak);
+        inverse[r] = 1.0f / sum;
+        if (lse) lse[first + r] = peak + std::log(sum);
     }
     write_sums(s, reinterpret_cast<const uint32_t *>(weights), s.keys, v, first, inverse, room, out);
 }

@@ -15,18 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hat_plugin.kernels.library import load
-from hat_plugin.kernels.native import (
+from hat_plugin.kernels.geometry import (
     DTYPES,
     Geometry,
     check_image,
     check_windows,
+    empty_image,
     empty_windows,
-    run_gather,
-    run_image,
-    run_image_gradient,
-    run_windows,
 )
+from hat_plugin.kernels.library import load
+from hat_plugin.kernels.native import run_gather, run_image, run_image_gradient, run_windows
 from hat_plugin.layers.windows import overlapping_windows, shifted_regions, window_partition, window_reverse
 
 
@@ -124,7 +122,7 @@ def image_window_attention(
     if not available():
         check_image(qkv, bias, masks, geometry)
         return plain_image_attention(qkv, bias, masks, geometry)
-    return torch.ops.hat_plugin.image_window_attention(qkv, bias, masks, *astuple(geometry))
+    return torch.ops.hat_plugin.image_window_attention(qkv, bias, masks, *astuple(geometry))[0]
 
 
 @torch.library.custom_op(
@@ -155,56 +153,60 @@ _GEOMETRY = 'float scale, int num_heads, int window_size, int overlap_size, int 
     'hat_plugin::image_window_attention',
     mutates_args=(),
     device_types='cpu',
-    schema=f'(Tensor qkv, Tensor bias, Tensor? masks, {_GEOMETRY}) -> Tensor',
+    schema=f'(Tensor qkv, Tensor bias, Tensor? masks, {_GEOMETRY}) -> (Tensor out, Tensor lse)',
 )
-def _image_window_attention(qkv: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any) -> Tensor:
+def _image_window_attention(qkv: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any) -> tuple[Tensor, Tensor]:
     geometry = Geometry(*sizes)
     check_image(qkv, bias, masks, geometry)
     library = load()
-    if library is None:
-        return plain_image_attention(qkv, bias, masks, geometry)
+    if library is None:  # and so will be the gradient's, which alone asks for the other
+        return plain_image_attention(qkv, bias, masks, geometry), empty_image(qkv, geometry)[1].fill_(torch.nan)
     return run_image(library, qkv, bias, masks, geometry)
 
 
 @_image_window_attention.register_fake
-def _(qkv: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any) -> Tensor:
-    return qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))
+def _(qkv: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any) -> tuple[Tensor, Tensor]:
+    return empty_image(qkv, Geometry(*sizes))
 
 
 @torch.library.custom_op(
     'hat_plugin::image_window_attention_backward',
     mutates_args=(),
     device_types='cpu',
-    schema=f'(Tensor grad, Tensor qkv, Tensor bias, Tensor? masks, {_GEOMETRY}) -> (Tensor, Tensor)',
+    schema=f'(Tensor grad, Tensor qkv, Tensor out, Tensor lse, Tensor bias, Tensor? masks, {_GEOMETRY}) -> '
+    '(Tensor, Tensor)',
 )
 def _image_gradient(
-    grad: Tensor, qkv: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any
+    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any
 ) -> tuple[Tensor, Tensor]:
     library = load()
     if library is None:
         raise RuntimeError(
             'the C++ attention kernel that made the output is gone: `python -m hat_plugin.kernels.build`'
         )
-    return run_image_gradient(library, grad, qkv, bias, masks, Geometry(*sizes))
+    return run_image_gradient(library, grad, qkv, out, lse, bias, masks, Geometry(*sizes))
 
 
 @_image_gradient.register_fake
-def _(grad: Tensor, qkv: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any) -> tuple[Tensor, Tensor]:
+def _(
+    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any
+) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     qkv, bias, masks, *ctx.sizes = inputs
-    ctx.save_for_backward(qkv, bias, masks)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(qkv, *output, bias, masks)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     found = torch.ops.hat_plugin.image_window_attention_backward(grad, *ctx.saved_tensors, *ctx.sizes)
     return (*found, None, *(None for _ in ctx.sizes))
 
 
 def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    grad, qkv, bias, masks, *ctx.sizes = inputs
+    grad, qkv, _, _, bias, masks, *ctx.sizes = inputs
     ctx.save_for_backward(grad, qkv, bias, masks)
 
 
@@ -215,7 +217,9 @@ def _differentiate_twice(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         inputs = grad, qkv, bias = [x.detach().requires_grad_() for x in given]
         out = plain_image_attention(qkv, bias, masks, Geometry(*ctx.sizes))
         first = torch.autograd.grad(out, (qkv, bias), grad_outputs=grad, create_graph=True)
-    return (*torch.autograd.grad(first, inputs, grad_outputs=grads), None, *(None for _ in ctx.sizes))
+    of_grad, of_qkv, of_bias = torch.autograd.grad(first, inputs, grad_outputs=grads)
+    # The output and its sums are functions of qkv and bias: what goes through them is in these already.
+    return of_grad, of_qkv, None, None, of_bias, None, *(None for _ in ctx.sizes)
 
 
 torch.library.register_autograd('hat_plugin::image_window_attention', _differentiate, setup_context=_save)

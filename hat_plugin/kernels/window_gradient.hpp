@@ -1,66 +1,40 @@
 // The gradients of attention within windows: for q, k and v, and for the bias, summed over windows.
 //
-// Weights are computed anew, a few queries at a time, so that nothing of (windows, heads, N, M) is ever kept. With
-// weights P, their gradient dP = dO v^T and the logits' gradient dS = P (dP - sum(P dP)):
-// dq = scale dS k, dk = scale dS^T q, dv = P^T dO, dbias = dS.
+// Weights are computed anew from what the forward pass left of them, each query's log of a sum, a few queries and keys at
+// a time, so that nothing of (windows, heads, N, M) is ever kept. With weights P, their gradient dP = dO v^T and the
+// logits' gradient dS = P (dP - sum(dO O)): dq = scale dS k, dk = scale dS^T q, dv = P^T dO, dbias = dS.
 //
-// Source: recomputation as in "FlashAttention" (NeurIPS 2022), section 3.1; a window fits into the cache whole.
+// Source: "FlashAttention-2" (2023), section 3.1, algorithm 2, whose blocks are here what the first-level cache holds.
 
 #pragma once
 
-#include "windows.hpp"
-
-// The caller fills it. Where windows of keys overlap, dk and dv are fp32 whatever the tensors are, and are added to.
-struct WindowGradient {
-    WindowAttention forward;  // `out` is the gradient of the output, read
-    void *dq, *dk, *dv;
-    int64_t dq_stride[4], dk_stride[4], dv_stride[4];
-    float *dbias;    // (parts, heads, N, M), zeros
-    int64_t parts;   // of the windows; their number decides in which order the bias's gradient is summed
-};
+#include "gradient_tokens.hpp"
 
 namespace {
 
-// A tensor that gradients of keys go to, and where its rows will be.
-struct Target {
-    void *tensor;
-    const int64_t *stride;
-    void **rows;
-};
-
-constexpr int KEYS = LANES == 16 ? 8 : 4;  // keys whose gradients are in registers at a time
-
-// A window's tokens, where they and their gradients lie, and the memory of a thread that differentiates.
-template <class T> struct GradientTokens : Sizes {
-    uint32_t *q, *g, *k, *v;  // queries and output gradients as units, keys and values as panels
-    uint32_t *k_value, *few;  // keys packed as values; a few tokens
-    T **q_row, **k_row, **v_row, **g_row, **dq_row;
-    void **dk_row, **dv_row;
-
-    using Sizes::Sizes;
-
-  protected:
-    Arena arena;
-    void take_tokens() {
-        for (uint32_t **part : {&q, &g}) arena.take(*part, broadcast());
-        for (uint32_t **part : {&k, &v}) arena.take(*part, panels());
-        arena.take(k_value, keys * values);
-        arena.take(few, Sizes::few());
-        for (T ***rows : {&q_row, &g_row, &dq_row}) arena.take(*rows, n);
-        for (T ***rows : {&k_row, &v_row}) arena.take(*rows, m);
-        for (void ***rows : {&dk_row, &dv_row}) arena.take(*rows, m);
-    }
-};
+constexpr int64_t BLOCK = 8 * ROWS;  // queries that a panel of keys meets before the next panel
+#if defined(__AVX512F__)
+constexpr int CHANNELS = 30;  // whose gradients are in registers at a time, at most
+#elif defined(__aarch64__)
+constexpr int CHANNELS = 24;
+#else
+constexpr int CHANNELS = 12;
+#endif
 
 // What one thread needs to differentiate; filled anew for each window and head.
 template <class T> struct GradientSpace : GradientTokens<T> {
-    uint32_t *q_value, *g_value;  // packed as values
-    float *weights, *slopes;      // (ROWS, keys): P and dS, in the end as units along queries
-    uint32_t *by_key;             // (ROWS, keys): dS as units along keys
-    float *dk, *dv;               // (keys, values)
+    int64_t piece, channels;      // channels whose gradients are summed at a time, and all, up to whole pieces
+    uint32_t *q_value, *g_value;  // packed as values, for units of two queries
+    uint32_t *weights, *slopes;   // (BLOCK, PANEL): P and dS as units along queries
+    uint32_t *by_key;             // (BLOCK, PANEL): dS as units along keys
+    float *dq;                    // (BLOCK, values)
+    float *dk, *dv;               // (keys / PANEL, channels, PANEL)
     bool ready;
 
     GradientSpace(const WindowAttention &a, int unit, const Packing &packing) : GradientTokens<T>(a, unit, packing) {
+        const int64_t pieces = up(this->width, CHANNELS) / CHANNELS;
+        piece = up((this->width + pieces - 1) / pieces, 2);
+        channels = pieces * piece;
         lay_out();
         ready = this->arena.allocate();
         if (ready) lay_out();
@@ -68,121 +42,103 @@ template <class T> struct GradientSpace : GradientTokens<T> {
 
   private:
     void lay_out() {
-        const int64_t keys = this->keys, values = this->values;
         this->take_tokens();
-        for (uint32_t **part : {&q_value, &g_value}) this->arena.take(*part, this->queries * values);
-        for (float **part : {&weights, &slopes}) this->arena.take(*part, ROWS * keys);
-        this->arena.take(by_key, ROWS * keys);
-        for (float **part : {&dk, &dv}) this->arena.take(*part, keys * values);
+        for (uint32_t **part : {&q_value, &g_value}) this->arena.take(*part, this->queries * this->values + CHANNELS);
+        for (uint32_t **part : {&weights, &slopes, &by_key}) this->arena.take(*part, BLOCK * PANEL);
+        this->arena.take(dq, BLOCK * this->values);
+        for (float **part : {&dk, &dv}) this->arena.take(*part, this->keys * channels);
     }
 };
 
-// dP of ROWS queries to `slopes`, and its mean under the weights.
-template <class P, class T>
-void weight_gradients(const GradientSpace<T> &w, int64_t first, const float *inverse, float *mean) {
-    Floats dot[ROWS] = {};
-    for (int64_t j = 0; j < w.keys; j += PANEL)
-        products<P>(
-            w.g + first * w.depth, w.v + j * w.depth, w.depth, [](int, int) { return Floats{}; },
-            [&](int r, int side, Floats sum) {
-                const int64_t at = r * w.keys + j + side * LANES;
-                write(w.slopes + at, sum);
-                dot[r] += sum * read<Floats>(w.weights + at);
-            });
-    for (int r = 0; r < ROWS; ++r) mean[r] = total(dot[r]) * inverse[r];
+// P and dS of ROWS queries from `first` on, to `p` and `slopes`, (ROWS, PANEL) each, and a panel of keys from `column`
+// on; dS is added to the bias's gradient. WHOLE: all of these keys exist.
+template <class P, bool WHOLE, class T, class B>
+void panel_slopes(const GradientSpace<T> &w, int64_t first, int64_t column, const B *bias, const B *mask, float scale,
+                  float *dbias, float *p, float *slopes) {
+    const auto there = [&](int side) {
+        return WHOLE ? int64_t{LANES} : std::clamp<int64_t>(w.m - column - side * LANES, 0, LANES);
+    };
+    const auto place = [&](int r) { return std::min(first + r, w.n - 1) * w.m + column; };
+    for (int r = 0; r < ROWS; ++r) {
+        fetch_panel(bias + place(r + ROWS));
+        fetch_panel(dbias + place(r + ROWS));
+    }
+    const auto added = [&](int r, int side) {
+        const int64_t at = place(r) + side * LANES;
+        const Floats value = load(bias + at, there(side));
+        return mask ? value + load(mask + at, there(side)) : value;
+    };
+    products<P>(
+        w.q + first * w.depth, w.k + column * w.depth, w.depth,
+        [&](int r, int side) { return P::SCALES ? added(r, side) : Floats{}; },
+        [&](int r, int side, Floats sum) {
+            if (!P::SCALES) sum = sum * scale + added(r, side);
+            Floats weight = weights_of(sum, w.lse[first + r]);
+            if (!WHOLE)
+                for (int lane = there(side); lane < LANES; ++lane) weight[lane] = 0;
+            write(p + r * PANEL + side * LANES, weight);
+        });
+    products<P>(
+        w.g + first * w.depth, w.v + column * w.depth, w.depth,
+        [&](int r, int) { return all(-w.mean[first + r]); },
+        [&](int r, int side, Floats sum) {
+            const Floats slope = sum * read<Floats>(p + r * PANEL + side * LANES);
+            write(slopes + r * PANEL + side * LANES, slope);
+            if (first + r >= w.n) return;
+            float *to = dbias + place(r) + side * LANES;
+            store(to, load(to, there(side)) + slope, there(side));
+        });
 }
 
-// P and dS of ROWS queries in the orders of what follows; dS is added to the bias's gradient. In place: the units of
-// two queries are written where the first of them, or one before it, was read.
-template <class P, class T>
-void logit_gradients(const GradientSpace<T> &w, int64_t first, const float *inverse, const float *mean, float *dbias) {
-    uint32_t *p_units = reinterpret_cast<uint32_t *>(w.weights), *s_units = reinterpret_cast<uint32_t *>(w.slopes);
-    for (int64_t j = 0; j < w.keys; j += PANEL)
-        for (int r = 0; r < ROWS; r += 2) {
-            Floats p[2][2], slope[2][2];
-            for (int o = 0; o < 2; ++o) {
-                const int64_t query = first + r + o;
-                for (int side = 0; side < 2; ++side) {
-                    const int64_t column = j + side * LANES, at = (r + o) * w.keys + column, count = w.m - column;
-                    p[o][side] = read<Floats>(w.weights + at) * inverse[r + o];
-                    slope[o][side] = p[o][side] * (read<Floats>(w.slopes + at) - mean[r + o]);
-                    if (query >= w.n || count <= 0) continue;
-                    float *to = dbias + query * w.m + column;
-                    store(to, load(to, count) + slope[o][side], count);
-                }
-                if (P::UNIT > 1) P::put_weights(w.by_key + (r + o) * w.keys + j / P::UNIT, slope[o][0], slope[o][1]);
-            }
-            for (int side = 0; side < 2; ++side) {
-                const int64_t at = r / P::UNIT * w.keys + j + side * LANES;
-                P::put_rows(p_units + at, w.keys, p[0][side], p[1][side]);
-                P::put_rows(s_units + at, w.keys, slope[0][side], slope[1][side]);
-            }
+// The same into the orders of what follows: `weights`, `slopes` and `by_key` at queries `row` of their block.
+template <class P, class T, class B>
+void panel_units(const GradientSpace<T> &w, int64_t first, int64_t row, int64_t column, const B *bias, const B *mask,
+                 float scale, float *dbias) {
+    uint32_t *weights = w.weights + row / P::UNIT * PANEL, *slopes = w.slopes + row / P::UNIT * PANEL;
+    alignas(64) float room[2][P::UNIT > 1 ? ROWS * PANEL : 1];
+    float *p = P::UNIT > 1 ? room[0] : reinterpret_cast<float *>(weights);
+    float *s = P::UNIT > 1 ? room[1] : reinterpret_cast<float *>(slopes);
+    if (column + PANEL <= w.m) panel_slopes<P, true>(w, first, column, bias, mask, scale, dbias, p, s);
+    else panel_slopes<P, false>(w, first, column, bias, mask, scale, dbias, p, s);
+    if (P::UNIT == 1) return;
+    for (int r = 0; r < ROWS; r += 2) {
+        Floats slope[2][2];
+        for (int side = 0; side < 2; ++side) {
+            const float *from = p + r * PANEL + side * LANES;
+            for (int o = 0; o < 2; ++o) slope[o][side] = read<Floats>(s + (r + o) * PANEL + side * LANES);
+            const int64_t to = r / P::UNIT * PANEL + side * LANES;
+            P::put_rows(weights + to, PANEL, read<Floats>(from), read<Floats>(from + PANEL));
+            P::put_rows(slopes + to, PANEL, slope[0][side], slope[1][side]);
         }
-}
-
-// To the sums of each key, add its ROWS weights (or slopes) times the queries' tokens: VECTORS vectors of channels.
-template <class P, int VECTORS>
-void spread(const Sizes &s, const float *weights, const uint32_t *tokens, float *result) {
-    const uint32_t *units = reinterpret_cast<const uint32_t *>(weights);
-    for (int64_t j = 0; j < s.keys; j += KEYS) {
-        Floats sum[KEYS][VECTORS];
-#pragma GCC unroll 8
-        for (int t = 0; t < KEYS; ++t)
-#pragma GCC unroll 2
-            for (int c = 0; c < VECTORS; ++c) sum[t][c] = read<Floats>(result + (j + t) * s.values + c * LANES);
-#pragma GCC unroll 8
-        for (int u = 0; u < ROWS / P::UNIT; ++u) {
-            Bits token[VECTORS];
-            for (int c = 0; c < VECTORS; ++c) token[c] = read<Bits>(tokens + u * s.values + c * LANES);
-#pragma GCC unroll 8
-            for (int t = 0; t < KEYS; ++t)
-#pragma GCC unroll 2
-                for (int c = 0; c < VECTORS; ++c) sum[t][c] = P::fma(sum[t][c], units[u * s.keys + j + t], token[c]);
-        }
-#pragma GCC unroll 8
-        for (int t = 0; t < KEYS; ++t)
-#pragma GCC unroll 2
-            for (int c = 0; c < VECTORS; ++c) write(result + (j + t) * s.values + c * LANES, sum[t][c]);
+        for (int o = 0; o < 2; ++o)
+            P::put_weights(w.by_key + (row + r + o) * (PANEL / P::UNIT), slope[o][0], slope[o][1]);
     }
 }
 
-template <class P> void spread_all(const Sizes &s, const float *weights, const uint32_t *tokens, float *result) {
-    int64_t lane = 0;
-    for (; lane + 2 * LANES <= s.values; lane += 2 * LANES) spread<P, 2>(s, weights, tokens + lane, result + lane);
-    if (lane < s.values) spread<P, 1>(s, weights, tokens + lane, result + lane);
-}
-
-// The gradients of a window's keys or values to where they belong; those of keys beyond the border to nowhere.
-template <class T> void deliver(const Sizes &s, const float *sums, float factor, void *const *rows, bool add) {
-    for (int64_t j = 0; j < s.m; ++j) {
-        if (!rows[j]) continue;
-        for (int64_t c = 0; c < s.width; c += LANES) {
-            const Floats value = read<Floats>(sums + j * s.values + c) * factor;
-            const int64_t count = s.width - c;
-            float *sum = static_cast<float *>(rows[j]) + c;
-            if (add) store(sum, load(sum, count) + value, count);
-            else store(static_cast<T *>(rows[j]) + c, value, count);
+// To the sums of a panel's keys, (COUNT channels, PANEL), add `units` of queries, their weights or slopes times their
+// tokens; a token's units begin `stride` after the one's before. FRESH: there are no sums yet.
+template <class P, int COUNT>
+void spread(const uint32_t *weights, const uint32_t *tokens, int64_t stride, int64_t units, bool fresh, float *result) {
+    for (int side = 0; side < 2; ++side, weights += LANES, result += LANES) {
+        Floats sum[COUNT];
+#pragma GCC unroll 32
+        for (int c = 0; c < COUNT; ++c) sum[c] = fresh ? Floats{} : read<Floats>(result + c * PANEL);
+        for (int64_t u = 0; u < units; ++u) {
+            const Bits weight = read<Bits>(weights + u * PANEL);
+#pragma GCC unroll 32
+            for (int c = 0; c < COUNT; ++c) sum[c] = P::fma(sum[c], tokens[u * stride + c], weight);
         }
+#pragma GCC unroll 32
+        for (int c = 0; c < COUNT; ++c) write(result + c * PANEL, sum[c]);
     }
 }
 
-// Find a window's tokens and where their gradients belong, and pack them; values of queries and gradients aside.
-template <class P, class T> void pack_tokens(const WindowGradient &g, const Place &at, const GradientTokens<T> &w) {
-    const WindowAttention &a = g.forward;
-    locate(a, at, a.q, a.q_stride, false, w.q_row);
-    locate(a, at, a.k, a.k_stride, true, w.k_row);
-    locate(a, at, a.v, a.v_stride, true, w.v_row);
-    locate(a, at, a.out, a.out_stride, false, w.g_row);
-    locate(a, at, g.dq, g.dq_stride, false, w.dq_row);
-    for (auto [tensor, stride, rows] : {Target{g.dk, g.dk_stride, w.dk_row}, Target{g.dv, g.dv_stride, w.dv_row}}) {
-        if (a.margin > 0) locate(a, at, tensor, stride, true, reinterpret_cast<float **>(rows));
-        else locate(a, at, tensor, stride, true, reinterpret_cast<T **>(rows));
-    }
-    pack_units<P>(w, w.q_row, w.n, w.queries, w.q);
-    pack_units<P>(w, w.g_row, w.n, w.queries, w.g);
-    pack_panels<P>(w, w.k_row, w.m, w.keys, w.k, w.few);
-    pack_panels<P>(w, w.v_row, w.m, w.keys, w.v, w.few);
-    pack_values<P>(w, w.k_row, w.m, w.keys, w.k_value);
+// The same for any even number of channels.
+template <class P, int COUNT = 2>
+void spread_piece(int64_t piece, const uint32_t *weights, const uint32_t *tokens, int64_t stride, int64_t units,
+                  bool fresh, float *result) {
+    if (piece == COUNT) return spread<P, COUNT>(weights, tokens, stride, units, fresh, result);
+    if constexpr (COUNT < CHANNELS) spread_piece<P, COUNT + 2>(piece, weights, tokens, stride, units, fresh, result);
 }
 
 // What a thread needs for a way of multiplying.
@@ -190,36 +146,57 @@ template <class P, class T> struct Gradients {
     typedef GradientSpace<T> Space;
 };
 
+// A block of queries and a panel of keys: dS and P, and what all gradients get from them.
+template <class P, class T, class B>
+void differentiate_block(const GradientSpace<T> &w, int64_t first, int64_t column, const B *bias, const B *mask,
+                         float scale, float *dbias) {
+    const int64_t rows = std::min(BLOCK, w.queries - first);
+    for (int64_t row = 0; row < rows; row += ROWS)
+        panel_units<P>(w, first + row, row, column, bias, mask, scale, dbias);
+    const uint32_t *by_key = P::UNIT > 1 ? w.by_key : w.slopes;
+    const bool fresh = column == 0;
+    for (int64_t row = 0; row < rows; row += ROWS)
+        each_vectors(w.values, [&](int64_t lane, auto vectors) {
+            float *sums = w.dq + row * w.values + lane;
+            weigh<P, decltype(vectors)::value>(
+                by_key + row * (PANEL / P::UNIT), PANEL / P::UNIT, w.k_value + column / P::UNIT * w.values + lane,
+                w.values, PANEL / P::UNIT,
+                [&](int r, int c) { return fresh ? Floats{} : read<Floats>(sums + r * w.values + c * LANES); },
+                [&](int r, int c, Floats sum) { write(sums + r * w.values + c * LANES, sum); });
+        });
+    // Units along queries are the queries' own units where a unit is of one token.
+    const uint32_t *q = P::UNIT > 1 ? w.q_value + first / P::UNIT * w.values : w.q + first * w.depth;
+    const uint32_t *g = P::UNIT > 1 ? w.g_value + first / P::UNIT * w.values : w.g + first * w.depth;
+    const int64_t stride = P::UNIT > 1 ? w.values : w.depth;
+    for (int64_t c = 0; c < w.channels; c += w.piece) {
+        const int64_t to = column * w.channels + c * PANEL;
+        spread_piece<P>(w.piece, w.slopes, q + c, stride, rows / P::UNIT, first == 0, w.dk + to);
+        spread_piece<P>(w.piece, w.weights, g + c, stride, rows / P::UNIT, first == 0, w.dv + to);
+    }
+}
+
 template <class B, class P, class T>
 void differentiate(P *, const WindowGradient &g, const Place &at, const GradientSpace<T> &w, float *dbias) {
     const WindowAttention &a = g.forward;
-    const bool add = a.margin > 0;
+    const float scale = static_cast<float>(a.scale);
     pack_tokens<P>(g, at, w);
-    P::scale(w.q, w.n * w.depth, static_cast<float>(a.scale));
-    pack_values<P>(w, w.q_row, w.n, w.queries, w.q_value);
-    pack_values<P>(w, w.g_row, w.n, w.queries, w.g_value);
-    std::memset(w.dk, 0, w.keys * w.values * sizeof(float));
-    std::memset(w.dv, 0, w.keys * w.values * sizeof(float));
+    P::scale(w.q, w.n * w.depth, scale);
+    if (P::UNIT > 1) {
+        pack_values<P>(w, w.q_row, w.n, w.queries, w.q_value);
+        pack_values<P>(w, w.g_row, w.n, w.queries, w.g_value);
+    }
     const B *bias = static_cast<const B *>(a.bias) + at.head * w.n * w.m;
     const B *mask = mask_of<B>(a, at, w);
-    const float scale = static_cast<float>(a.scale);
-    const uint32_t *slopes_by_key = P::UNIT > 1 ? w.by_key : reinterpret_cast<const uint32_t *>(w.slopes);
-    for (int64_t first = 0; first < w.n; first += ROWS) {
-        float inverse[ROWS], mean[ROWS], factor[ROWS];
-        logits<P>(w, w.q, w.k, first, bias, mask, scale, w.weights);
-        for (int r = 0; r < ROWS; ++r) {
-            const float sum = exponentials<Single>(w.weights + r * w.keys, w.keys);
-            inverse[r] = first + r < w.n ? 1.0f / sum : 0.0f;
-            factor[r] = scale;
-        }
-        weight_gradients<P>(w, first, inverse, mean);
-        logit_gradients<P>(w, first, inverse, mean, dbias);
-        all_sums<P>(w, first, slopes_by_key, w.k_value, factor, w.dq_row);
-        spread_all<P>(w, w.slopes, w.q_value + first / P::UNIT * w.values, w.dk);
-        spread_all<P>(w, w.weights, w.g_value + first / P::UNIT * w.values, w.dv);
+    for (int64_t first = 0; first < w.n; first += BLOCK) {
+        for (int64_t column = 0; column < w.keys; column += PANEL)
+            differentiate_block<P>(w, first, column, bias, mask, scale, dbias);
+        for (int64_t i = first; i < std::min(first + BLOCK, w.n); ++i)
+            for (int64_t c = 0; c < w.width; c += LANES)
+                store(w.dq_row[i] + c, read<Floats>(w.dq + (i - first) * w.values + c) * scale, w.width - c);
     }
-    deliver<T>(w, w.dk, scale, w.dk_row, add);
-    deliver<T>(w, w.dv, 1.0f, w.dv_row, add);
+    const bool add = a.margin > 0;
+    deliver<T>(w, w.dk, PANEL, w.channels * PANEL, P::SCALES ? 1.0f : scale, w.dk_row, add);
+    deliver<T>(w, w.dv, PANEL, w.channels * PANEL, 1.0f, w.dv_row, add);
 }
 
 // All windows and heads. A head's bias gradient stays in cache, since a thread stays with it; windows of keys that

@@ -13,12 +13,14 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 // The caller fills it: library.py has the same fields in the same order, and a build is named by this file's content.
 // Strides are in elements; the last dimension of every tensor has stride 1.
 struct WindowAttention {
     const void *q, *k, *v, *bias, *mask;  // mask: null, or (N, M), or (3, N, M) as mask_mode says
     void *out;
+    float *lse;  // null, or (windows, heads, N): each query's log of the sum of its logits' exponentials
     int64_t q_stride[4], k_stride[4], v_stride[4], out_stride[4];  // batch, row, column, head
     int64_t batch, heads, width;                                   // width: channels of one head
     int64_t height_q, width_q, height_k, width_k;                  // images that queries and keys come from
@@ -35,6 +37,7 @@ struct WindowAttention {
 namespace {
 
 constexpr int64_t AHEAD = 16;  // tokens that are fetched in advance
+constexpr float LOG2_E = 1.44269504088896340736f;
 
 // Sizes of a window and a head, as they are packed.
 struct Sizes {
@@ -141,6 +144,11 @@ void pack_values(const Sizes &s, T *const *rows, int64_t count, int64_t total, u
     }
 }
 
+// Ask for a panel's columns of a row before they are needed.
+template <class B> inline void fetch_panel(const B *row) {
+    for (int64_t at = 0; at < PANEL; at += 64 / static_cast<int64_t>(sizeof(B))) __builtin_prefetch(row + at);
+}
+
 // Products of ROWS tokens, packed as units, with one panel: sums begin as begin(row, side), and end(row, side, sum) takes
 // them.
 template <class P, class Begin, class End>
@@ -182,6 +190,7 @@ inline __attribute__((always_inline)) void panel_logits(const uint32_t *units, c
         const Floats value = load(bias[r] + at, count);
         return mask[r] ? value + load(mask[r] + at, count) : value;
     };
+    for (int r = 0; r < ROWS; ++r) fetch_panel(bias[r] + column + PANEL);
     products<P>(
         units, panel, depth, [&](int r, int side) { return P::SCALES ? added(r, side) : Floats{}; },
         [&](int r, int side, Floats sum) {
@@ -223,7 +232,6 @@ inline float peak_of(const float *row, int64_t keys) {
 
 // Logits to weights as units of P, in place, not yet divided by their sum, which is returned. `peak`: the largest.
 template <class P> float exponentials(float *row, int64_t keys, float peak) {
-    constexpr float LOG2_E = 1.44269504088896340736f;
     const float top = peak * LOG2_E;  // rounded, but the same for a whole row, which is divided by its sum
     Floats sum[2] = {};
     for (int64_t j = 0; j < keys; j += PANEL) {
@@ -236,40 +244,55 @@ template <class P> float exponentials(float *row, int64_t keys, float peak) {
     return total(sum[0] + sum[1]);
 }
 
-template <class P> float exponentials(float *row, int64_t keys) { return exponentials<P>(row, keys, peak_of(row, keys)); }
-
-// Weighted sums of `values`: VECTORS vectors of channels from `lane` on, for ROWS queries; each times its factor.
-template <class P, int VECTORS, class T>
-void sums(const Sizes &s, int64_t first, int64_t lane, const uint32_t *weights, const uint32_t *values,
-          const float *factor, T *const *out) {
-    Floats sum[ROWS][VECTORS] = {};
-    const uint32_t *v = values + lane;
-    for (int64_t j = 0; j < s.keys / P::UNIT; ++j, v += s.values) {
+// Sums of `count` units of values, (count, width), each times its weight, for ROWS queries whose weights begin `stride`
+// after one another: VECTORS vectors of channels. They begin as begin(row, vector), and end(row, vector, sum) takes them.
+template <class P, int VECTORS, class Begin, class End>
+inline __attribute__((always_inline)) void weigh(const uint32_t *weights, int64_t stride, const uint32_t *values,
+                                                 int64_t width, int64_t count, const Begin &begin, const End &end) {
+    Floats sum[ROWS][VECTORS];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+        for (int c = 0; c < VECTORS; ++c) sum[r][c] = begin(r, c);
+    for (int64_t j = 0; j < count; ++j, values += width) {
         Bits value[VECTORS];
-        for (int c = 0; c < VECTORS; ++c) value[c] = read<Bits>(v + c * LANES);
+        for (int c = 0; c < VECTORS; ++c) value[c] = read<Bits>(values + c * LANES);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-            for (int c = 0; c < VECTORS; ++c) sum[r][c] = P::fma(sum[r][c], weights[r * s.keys + j], value[c]);
+            for (int c = 0; c < VECTORS; ++c) sum[r][c] = P::fma(sum[r][c], weights[r * stride + j], value[c]);
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) {
-        if (first + r >= s.n) continue;
+    for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-        for (int c = 0; c < VECTORS; ++c) {
-            const int64_t at = lane + c * LANES;
-            store(out[first + r] + at, sum[r][c] * factor[r], s.width - at);
-        }
-    }
+        for (int c = 0; c < VECTORS; ++c) end(r, c, sum[r][c]);
 }
 
+// Call work(lane, VECTORS) for two vectors of channels at a time, from `lane` on, and for one that is left.
+template <class Work> inline void each_vectors(int64_t channels, const Work &work) {
+    int64_t lane = 0;
+    for (; lane + 2 * LANES <= channels; lane += 2 * LANES) work(lane, std::integral_constant<int, 2>{});
+    if (lane < channels) work(lane, std::integral_constant<int, 1>{});
+}
+
+// The output of ROWS queries from `first` on: all keys' values by their weights, each row times its factor.
 template <class P, class T>
 void all_sums(const Sizes &s, int64_t first, const uint32_t *weights, const uint32_t *values, const float *factor,
               T *const *out) {
-    int64_t lane = 0;
-    for (; lane + 2 * LANES <= s.values; lane += 2 * LANES)
-        sums<P, 2>(s, first, lane, weights, values, factor, out);
-    if (lane < s.values) sums<P, 1>(s, first, lane, weights, values, factor, out);
+    each_vectors(s.values, [&](int64_t lane, auto vectors) {
+        weigh<P, decltype(vectors)::value>(
+            weights, s.keys, values + lane, s.values, s.keys / P::UNIT, [](int, int) { return Floats{}; },
+            [&](int r, int c, Floats sum) {
+                const int64_t at = lane + c * LANES;
+                if (first + r < s.n) store(out[first + r] + at, sum * factor[r], s.width - at);
+            });
+    });
+}
+
+// Where the lse of a window's queries lies, or null.
+inline float *lse_of(const WindowAttention &a, const Place &at, const Sizes &s) {
+    const int64_t window = (at.image * a.rows + at.row) * a.columns + at.column;
+    return a.lse ? a.lse + (window * a.heads + at.head) * s.n : nullptr;
 }
 
 // The mask of a window, or null.

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hat_plugin.kernels import build, check, library
-from hat_plugin.kernels.native import Geometry, run_image, run_image_gradient, run_windows
+from hat_plugin.kernels.geometry import Geometry
+from hat_plugin.kernels.native import run_image, run_image_gradient, run_windows
 from hat_plugin.kernels.window_attention import plain_image_attention
 from hat_plugin.layers.windows import shift_masks
 
@@ -48,11 +49,13 @@ def test_amx_agrees_with_wide_products_in_an_image(emulated, overlap, shift):
     qkv, bias = torch.randn(2, 24, 16, 90).bfloat16(), torch.randn(2, 64, overlap**2).bfloat16()
     masks = shift_masks(8, shift) if shift else None
     call = emulated, qkv, bias, masks, Geometry(15**-0.5, 2, 8, overlap, shift)
-    found = run_image(*call, threads=1)
-    assert torch.equal(run_image(*call, threads=3), found)
+    found, lse = run_image(*call, threads=1)
+    assert all(torch.equal(one, other) for one, other in zip(run_image(*call, threads=3), (found, lse), strict=True))
     try:
         assert emulated.hat_bf16_way(0) == 0
-        assert error(found, run_image(*call)) < 1e-2
+        wide, wide_lse = run_image(*call)
+        assert error(found, wide) < 1e-2
+        torch.testing.assert_close(lse, wide_lse, rtol=0, atol=1e-4)
     finally:
         emulated.hat_bf16_way(AMX)
 
@@ -73,8 +76,9 @@ def test_amx_differentiates_as_well_as_wide_products(emulated, window, overlap, 
     inputs = [x.double().requires_grad_() for x in (qkv, bias)]
     out = plain_image_attention(inputs[0], inputs[1], masks.double() if shift else None, geometry)
     expected = torch.autograd.grad(out, inputs, grad.double())
-    found = run_image_gradient(emulated, grad, qkv, bias, masks, geometry, threads=1)
-    again = run_image_gradient(emulated, grad, qkv, bias, masks, geometry, threads=3)
+    results = run_image(emulated, qkv, bias, masks, geometry)
+    found = run_image_gradient(emulated, grad, qkv, *results, bias, masks, geometry, threads=1)
+    again = run_image_gradient(emulated, grad, qkv, *results, bias, masks, geometry, threads=3)
     assert torch.equal(found[0], again[0])
     assert error(found[1], again[1]) < (1e-5 if bias_dtype == torch.float32 else 1e-2)
     for one, other in zip(found, expected, strict=True):

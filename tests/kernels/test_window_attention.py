@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hat_plugin.kernels import library, native
-from hat_plugin.kernels.native import Geometry, run_gather
+from hat_plugin.kernels.geometry import Geometry
+from hat_plugin.kernels.native import run_gather
 from hat_plugin.kernels.window_attention import (
     available,
     gathered_bias,
@@ -165,6 +166,23 @@ def test_windows_of_an_image(kernel, monkeypatch, compiled, dtype, size, overlap
     assert error(of_bias, exact_bias.double()) < bound
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('overlap', [7, 11])
+def test_what_the_gradient_needs_of_the_weights(kernel, dtype, overlap):
+    """Each query's log of the sum of its logits' exponentials, and no way through it for a gradient."""
+    torch.manual_seed(0)
+    qkv, bias = torch.randn(2, 14, 21, 3 * 2 * 15).to(dtype), torch.randn(2, 49, overlap**2).to(dtype)
+    q, k, _ = qkv.chunk(3, dim=-1)
+    q, k = window_partition(q, 7), overlapping_windows(k, 7, overlap)
+    q, k = (x.unflatten(-1, (2, -1)).transpose(1, 2).double() for x in (q, k))
+    expected = (q @ k.transpose(-2, -1) * 0.3 + bias.double()).logsumexp(-1)
+    _, lse = native.run_image(kernel, qkv, bias, None, Geometry(0.3, 2, 7, overlap, 0))
+    assert lse.shape == expected.shape and error(lse, expected) < (1e-6 if dtype == torch.float32 else 1e-4)
+    operator = torch.ops.hat_plugin.image_window_attention
+    out, lse = operator(qkv.requires_grad_(), bias, None, 0.3, 2, 7, overlap, 0)
+    assert out.requires_grad and not lse.requires_grad
+
+
 @pytest.mark.parametrize(('window', 'overlap', 'width'), [(7, 9, 33), (16, 24, 30), (2, 2, 1), (3, 3, 64), (4, 12, 7)])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_gradients_of_windows_that_fill_no_vector(kernel, dtype, window, overlap, width):
@@ -189,7 +207,11 @@ def test_gradients_are_the_same_each_time(kernel, dtype):
     qkv, bias = torch.randn(2, 48, 32, 60).to(dtype), torch.randn(1, 64, 144)
     slope = torch.randn(2, 48, 32, 20).to(dtype)
     geometry = Geometry(0.2, 1, 8, 12, 0)
-    runs = [native.run_image_gradient(kernel, slope, qkv, bias, None, geometry, threads=n) for n in (3, 3, 3, 1, 2)]
+    results = native.run_image(kernel, qkv, bias, None, geometry)
+    runs = [
+        native.run_image_gradient(kernel, slope, qkv, *results, bias, None, geometry, threads=n)
+        for n in (3, 3, 3, 1, 2)
+    ]
     for of_qkv, of_bias in runs[1:3]:
         assert torch.equal(of_qkv, runs[0][0]) and torch.equal(of_bias, runs[0][1])
     for of_qkv, of_bias in runs[3:]:
