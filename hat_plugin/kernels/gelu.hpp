@@ -8,8 +8,7 @@ namespace {
 
 // x * (1 + erf(x / sqrt(2))) / 2; erf by a rational function fitted here on [-5.6, 5.6], to 2e-8; beyond, fp32 has 1.
 inline Floats gelu(Floats x) {
-    Floats y = x < -5.6f ? all(-5.6f) : x;
-    y = y > 5.6f ? all(5.6f) : y;
+    const Floats y = smaller(all(5.6f), larger(all(-5.6f), x));
     const Floats u = y * y;
     Floats p = all(4.429087981e-08f), q = all(1.180214135e-06f);
     p = p * u + 1.271302011e-05f;
@@ -23,7 +22,23 @@ inline Floats gelu(Floats x) {
     p = p * u + 7.978844431e-01f;
     q = q * u + 1.0f;
     const Floats half = 0.5f * x;
-    return half + half * (y * p / q);
+    return half + half * quotient(y * p, q);
+}
+
+// The same to 1e-4, for results that are rounded to bf16: (1 + erf(x / sqrt(2))) / 2 by a polynomial fitted here on
+// [-4.2, 4.2], where it is made to end in 0 and 1.
+inline Floats rough_gelu(Floats x) {
+    const Floats y = smaller(all(4.2f), larger(all(-4.2f), x));
+    const Floats u = y * y;
+    Floats p = all(-9.017534358e-10f);
+    p = p * u + 7.941341002e-08f;
+    p = p * u - 3.037932025e-06f;
+    p = p * u + 6.689070209e-05f;
+    p = p * u - 9.506575471e-04f;
+    p = p * u + 9.298229443e-03f;
+    p = p * u - 6.552820212e-02f;
+    p = p * u + 3.984658730e-01f;
+    return x * (y * p + 0.5f);
 }
 
 }  // namespace

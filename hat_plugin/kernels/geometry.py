@@ -45,8 +45,8 @@ def empty_image(qkv: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     batch, height, width, channels = qkv.shape
     pixels = geometry.window_size**2
     windows = batch * (height * width // pixels)
-    lse = qkv.new_empty((windows, geometry.num_heads, pixels), dtype=torch.float32)
-    return qkv.new_empty((batch, height, width, channels // 3)), lse
+    softmax = qkv.new_empty((windows, geometry.num_heads, pixels, 2), dtype=torch.float32)
+    return qkv.new_empty((batch, height, width, channels // 3)), softmax
 
 
 def check_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None) -> None:

@@ -4,9 +4,11 @@
 
 #include "windows.hpp"
 
+#include <cmath>
+
 // The caller fills it. Where windows of keys overlap, dk and dv are fp32 whatever the tensors are, and are added to.
 struct WindowGradient {
-    WindowAttention forward;  // as it ran, `out` and `lse` as it left them
+    WindowAttention forward;  // as it ran, `out` and `softmax` as it left them
     const void *grad;         // of `out`
     void *dq, *dk, *dv;
     int64_t grad_stride[4], dq_stride[4], dk_stride[4], dv_stride[4];
@@ -27,7 +29,7 @@ struct Target {
 template <class T> struct GradientTokens : Sizes {
     uint32_t *q, *g, *k, *v;  // queries and output gradients as units, keys and values as panels
     uint32_t *k_value, *few;  // keys packed as values; a few tokens
-    float *lse, *mean;        // of each query, the first in powers of two; sum(dO O), the slopes' mean under the weights
+    float *lse, *mean;        // of each query, log2 of its logits' sum of exponentials; the slopes' mean under the weights
     T **q_row, **k_row, **v_row, **g_row, **out_row, **dq_row;
     void **dk_row, **dv_row;
 
@@ -100,9 +102,10 @@ template <class P, class T> void pack_tokens(const WindowGradient &g, const Plac
     pack_panels<P>(w, w.k_row, w.m, w.keys, w.k, w.few);
     pack_panels<P>(w, w.v_row, w.m, w.keys, w.v, w.few);
     pack_values<P>(w, w.k_row, w.m, w.keys, w.k_value);
-    const float *lse = lse_of(a, at, w);
+    const Softmax *softmax = softmax_of(a, at, w);
     for (int64_t i = 0; i < w.queries; ++i) {
-        w.lse[i] = i < w.n ? lse[i] * LOG2_E : std::numeric_limits<float>::max();  // no weight but 2 ** -126
+        const float none = std::numeric_limits<float>::max();  // no weight but 2 ** -126
+        w.lse[i] = i < w.n ? softmax[i].peak * LOG2_E + std::log2(softmax[i].sum) : none;
         w.mean[i] = 0;
         if (i >= w.n) continue;
         fetch<T>(w.out_row, i + AHEAD, w.n, w.width);

@@ -37,7 +37,7 @@ BF16_WAYS = {0: 'widened to fp32', 1: 'AVX512_BF16', 2: 'AMX'}  # `Way` of windo
 
 _THREE = ctypes.c_int64 * 3
 _FOUR = ctypes.c_int64 * 4
-_POINTERS = ('q', 'k', 'v', 'bias', 'mask', 'out', 'lse')
+_POINTERS = ('q', 'k', 'v', 'bias', 'mask', 'out', 'softmax')
 _STRIDES = ('q_stride', 'k_stride', 'v_stride', 'out_stride')
 _NUMBERS = (
     *('batch', 'heads', 'width', 'height_q', 'width_q', 'height_k', 'width_k', 'rows', 'columns'),

@@ -7,7 +7,7 @@
 
 namespace {
 
-inline int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // One block of memory, cut into aligned parts: laid out once to know its size, and once more for the addresses.
 class Arena {

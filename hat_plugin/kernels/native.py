@@ -60,12 +60,13 @@ def run_image(
     """Call the kernel on an image; arguments as in `image_window_attention`, checked by `check_image`.
 
     Returns:
-        The output, and each query's log of the sum of its logits' exponentials: (windows, heads, N), fp32.
+        The output, and of each query its largest logit and the sum of all logits' exponentials after that was
+        subtracted: (windows, heads, N, 2), fp32.
     """
-    out, lse = empty_image(qkv, geometry)
-    with _image_call(qkv, out, lse, bias, masks, geometry, threads) as call:
+    out, softmax = empty_image(qkv, geometry)
+    with _image_call(qkv, out, softmax, bias, masks, geometry, threads) as call:
         call.check(library.hat_window_attention(ctypes.byref(call.arguments)))
-    return out, lse
+    return out, softmax
 
 
 def run_image_gradient(
@@ -73,7 +74,7 @@ def run_image_gradient(
     grad: Tensor,
     qkv: Tensor,
     out: Tensor,
-    lse: Tensor,
+    softmax: Tensor,
     bias: Tensor,
     masks: Tensor | None,
     geometry: Geometry,
@@ -85,10 +86,10 @@ def run_image_gradient(
         library: the kernels.
         grad: the gradient of `out`.
         qkv, bias, masks, geometry: as given to `run_image`.
-        out, lse: as it returned them.
+        out, softmax: as it returned them.
         threads: on whose number the order of the bias's sum depends; the rest depends on no thread.
     """
-    grad, out, lse = grad.contiguous(), out.contiguous(), lse.contiguous()
+    grad, out, softmax = grad.contiguous(), out.contiguous(), softmax.contiguous()
     channels, heads = grad.shape[3], geometry.num_heads
     dqkv = qkv.new_empty(qkv.shape)
     dq, dk, dv = targets = list(dqkv.split(channels, dim=3))
@@ -100,7 +101,7 @@ def run_image_gradient(
     # Two tasks for a thread at the least: they do not end at the same time.
     parts = max(1, min(-(-2 * threads // heads), windows))
     dbias = torch.zeros((parts, *bias.shape), dtype=torch.float32)
-    with _image_call(qkv, out, lse, bias, masks, geometry, threads) as call:
+    with _image_call(qkv, out, softmax, bias, masks, geometry, threads) as call:
         head = channels // heads
         placed = [strides(x.stride(0), x.stride(1), x.stride(2), head) for x in (grad, dq, dk, dv)]
         pointers = (x.data_ptr() for x in (grad, dq, dk, dv))
@@ -139,7 +140,7 @@ def run_gather(library: ctypes.CDLL, table: Tensor, index: Tensor, threads: int 
 def _image_call(
     qkv: Tensor,
     out: Tensor,
-    lse: Tensor,
+    softmax: Tensor,
     bias: Tensor,
     masks: Tensor | None,
     geometry: Geometry,
@@ -168,7 +169,7 @@ def _image_call(
     qkv = qkv if qkv.stride(3) == 1 else qkv.contiguous()
     tensors = (*qkv.split(channels, dim=3), out)
     placed = [strides(x.stride(0), x.stride(1), x.stride(2), head) for x in tensors]
-    return _Call(tensors, placed, lse, bias, masks if g.shift_size else None, g.scale, threads, sizes)
+    return _Call(tensors, placed, softmax, bias, masks if g.shift_size else None, g.scale, threads, sizes)
 
 
 class _Call:
@@ -177,7 +178,7 @@ class _Call:
     Args:
         tensors: q, k, v, and the output.
         placed: their strides.
-        lse: as `run_image` returns it, or None.
+        softmax: as `run_image` returns it, or None.
         bias, mask, scale, threads: as in `run_windows`.
         sizes: the other fields.
     """
@@ -186,7 +187,7 @@ class _Call:
         self,
         tensors: tuple[Tensor, ...],
         placed: list[ctypes.Array[ctypes.c_int64]],
-        lse: Tensor | None,
+        softmax: Tensor | None,
         bias: Tensor,
         mask: Tensor | None,
         scale: float,
@@ -196,13 +197,13 @@ class _Call:
         bias = bias.contiguous()
         mask = None if mask is None else mask.to(bias.dtype).contiguous()
         self.shape = tuple(tensors[0].shape)
-        self._kept = (*tensors, lse, bias, mask)
+        self._kept = (*tensors, softmax, bias, mask)
         self.arguments = WindowAttentionArguments(
             *(x.data_ptr() for x in tensors[:3]),
             bias.data_ptr(),
             None if mask is None else mask.data_ptr(),
             tensors[3].data_ptr(),
-            None if lse is None else lse.data_ptr(),
+            None if softmax is None else softmax.data_ptr(),
             *placed,
             batch=tensors[0].shape[0],
             half=tensors[0].dtype == torch.bfloat16,

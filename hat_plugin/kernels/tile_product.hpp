@@ -42,15 +42,20 @@ inline void pack_outputs(const TileProduct &a, int64_t first, uint32_t *packed) 
     const int64_t units = depth(a.inputs);
     const bf16 *weight = static_cast<const bf16 *>(a.weight);
     uint32_t *to = packed + first * units;
-    for (int64_t c = 0; c < SIDE; ++c) {
-        const bool there = first + c < a.outputs;
-        const bf16 *from = weight + (first + c) * a.inputs;
-        for (int64_t unit = 0; unit < units; ++unit) {
-            const int64_t k = 2 * unit;
-            const uint32_t low = there && k < a.inputs ? from[k] : 0, high = there && k + 1 < a.inputs ? from[k + 1] : 0;
-            to[unit * SIDE + c] = low | (high << 16);
+    for (int64_t c = 0; c < SIDE; c += LANES)
+        for (int64_t unit = 0; unit < units; unit += LANES) {
+            Bits block[LANES];
+            for (int64_t i = 0; i < LANES; ++i) {
+                const int64_t output = first + c + i, left = a.inputs - 2 * unit;
+                uint32_t row[up(LANES, SIDE)] = {};  // row_units() writes sixteen
+                if (output < a.outputs && left > 0)
+                    row_units(static_cast<Pairs *>(nullptr), weight + output * a.inputs + 2 * unit,
+                              std::min<int64_t>(left, 2 * LANES), row);
+                block[i] = read<Bits>(row);
+            }
+            turn(block);
+            for (int64_t i = 0; i < LANES; ++i) write(to + (unit + i) * SIDE + c, block[i]);
         }
-    }
 }
 
 // One pixel as bf16, normalised if asked for; `room`: fp32, whole vectors.
@@ -68,8 +73,7 @@ template <class X> void left_row(const TileProduct &a, const X *from, float *roo
     const float mean = total(sums) / a.inputs;
     Floats squares = {};
     for (int64_t c = 0; c < a.inputs; c += LANES) {
-        Floats apart = read<Floats>(room + c) - mean;
-        for (int64_t lane = a.inputs - c; lane < LANES; ++lane) apart[lane] = 0.0f;
+        const Floats apart = first_lanes(read<Floats>(room + c) - mean, a.inputs - c, 0.0f);
         write(room + c, apart);
         squares += apart * apart;
     }
@@ -128,7 +132,7 @@ void multiply_pixels(const TileProduct &a, const uint32_t *packed, const uint32_
                 const Floats bias = a.bias ? load(a.bias + at, rest) : Floats{};
                 for (int64_t r = 0; r < SQUARE && from + r < count; ++r) {
                     Floats value = read<Floats>(sums + r * SQUARE + c) + bias;
-                    if (a.gelu) value = gelu(value);
+                    if (a.gelu) value = rough_gelu(value);
                     const int64_t pixel = first + from + r;
                     if (add) value += load(add + pixel * a.outputs + at, rest);
                     if (scaled)

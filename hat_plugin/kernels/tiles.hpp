@@ -9,8 +9,6 @@
 
 #include "windows.hpp"
 
-#include <cmath>
-
 #if defined(HAT_EMULATED_TILES) && defined(__AVX__)
 #define HAT_TILES
 #elif defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__) && !defined(HAT_WITHOUT_TILES)
@@ -159,7 +157,7 @@ template <class B> float finish_logits(const Sizes &s, float *row, const B *bias
         const int64_t left = std::clamp<int64_t>(s.m - column, 0, LANES);
         Floats value = read<Floats>(row + column) * scale + load(bias + column, left);
         if (mask) value += load(mask + column, left);
-        for (int64_t lane = left; lane < LANES; ++lane) value[lane] = -std::numeric_limits<float>::infinity();
+        value = first_lanes(value, left, -std::numeric_limits<float>::infinity());
         write(row + column, value);
         most = larger(value, most);
     }
@@ -183,10 +181,10 @@ void write_sums(const Sizes &s, const uint32_t *units, int64_t stride, const uin
     }
 }
 
-// As `logits` and what follows, for 16 queries from `first` on. `weights`: (16, keys). `lse`: null, or where to leave it.
+// As `logits` and what follows, for 16 queries from `first` on. `weights`: (16, keys). `softmax`: null, or to be filled.
 template <class T, class B>
 void attend_tiles(const Sizes &s, const uint32_t *q, const uint32_t *k, const uint32_t *v, int64_t first, const B *bias,
-                  const B *mask, float scale, float *weights, float *room, float *lse, T *const *out) {
+                  const B *mask, float scale, float *weights, float *room, Softmax *softmax, T *const *out) {
     multiply_panels(s, q + first * s.depth, k, weights);
     float inverse[SIDE];
     for (int64_t r = 0; r < std::min(SIDE, s.n - first); ++r) {
@@ -195,7 +193,7 @@ void attend_tiles(const Sizes &s, const uint32_t *q, const uint32_t *k, const ui
         const float peak = finish_logits(s, row, bias + at, mask ? mask + at : nullptr, scale);
         const float sum = exponentials<Tiles>(row, s.keys, peak);
         inverse[r] = 1.0f / sum;
-        if (lse) lse[first + r] = peak + std::log(sum);
+        if (softmax) softmax[first + r] = {peak, sum};
     }
     write_sums(s, reinterpret_cast<const uint32_t *>(weights), s.keys, v, first, inverse, room, out);
 }

@@ -122,7 +122,11 @@ inline void store(float *to, Floats value, int64_t count) {
 }
 
 inline void store(bf16 *to, Floats value, int64_t count) {
+#if defined(__AVX512BF16__)
+    const Halves halves = (Halves)_mm512_cvtneps_pbh((__m512)value);
+#else
     const Halves halves = __builtin_convertvector(rounded(value), Halves);
+#endif
     if (count >= LANES) return write(to, halves);
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
     _mm256_mask_storeu_epi16(to, (__mmask16)((1u << count) - 1), (__m256i)halves);
@@ -131,7 +135,20 @@ inline void store(bf16 *to, Floats value, int64_t count) {
 #endif
 }
 
-// The larger of two, lane by lane; the second where one is no number.
+// The first `count` lanes, and `other` in those behind.
+inline Floats first_lanes(Floats value, int64_t count, float other) {
+    if (count >= LANES) return value;
+#if defined(__AVX512F__)
+    return (Floats)_mm512_mask_mov_ps((__m512)all(other), (__mmask16)((1u << count) - 1), (__m512)value);
+#else
+    float part[LANES];
+    std::fill(part, part + LANES, other);
+    std::memcpy(part, &value, count * sizeof(float));
+    return read<Floats>(part);
+#endif
+}
+
+// The larger (smaller) of two, lane by lane; the second where one is no number.
 inline Floats larger(Floats a, Floats b) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
@@ -139,6 +156,26 @@ inline Floats larger(Floats a, Floats b) {
     return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     return a > b ? a : b;
+#endif
+}
+
+inline Floats smaller(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    return (Floats)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
+// a / b to the last digit or the one before, for a b that is neither zero nor infinite.
+inline Floats quotient(Floats a, Floats b) {
+#if defined(__AVX512F__)  // a division takes as long as sixteen products
+    const Floats guess = (Floats)_mm512_rcp14_ps((__m512)b);
+    return a * (guess * (2.0f - b * guess));
+#else
+    return a / b;
 #endif
 }
 

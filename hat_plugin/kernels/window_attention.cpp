@@ -5,8 +5,6 @@
 
 #include "tile_gradient.hpp"
 
-#include <cmath>
-
 namespace {
 
 constexpr int64_t GROUP = 16;  // windows that go through all heads before the next ones: q, k and v stay in cache
@@ -48,24 +46,26 @@ Place task(const WindowAttention &a, int64_t number) {
     return {window / (a.rows * a.columns), place / a.columns, place % a.columns, within / members};
 }
 
-// Queries from `first` on, as many as P packs together. `lse`: null, or where to leave it.
+// Queries from `first` on, as many as P packs together. `softmax`: null, or to be filled.
 template <class P, class T, class B>
-void attend_queries(P *, const Workspace<T> &w, int64_t first, const B *bias, const B *mask, float scale, float *lse) {
+void attend_queries(P *, const Workspace<T> &w, int64_t first, const B *bias, const B *mask, float scale,
+                    Softmax *softmax) {
     float inverse[ROWS];
     logits<P>(w, w.q, w.k, first, bias, mask, scale, w.weights);
     for (int r = 0; r < ROWS; ++r) {
         float *row = w.weights + r * w.keys;
         const float peak = peak_of(row, w.keys), sum = exponentials<P>(row, w.keys, peak);
         inverse[r] = 1.0f / sum;
-        if (lse && first + r < w.n) lse[first + r] = peak + std::log(sum);
+        if (softmax && first + r < w.n) softmax[first + r] = {peak, sum};
     }
     all_sums<P>(w, first, reinterpret_cast<const uint32_t *>(w.weights), w.v, inverse, w.out_row);
 }
 
 #if defined(HAT_TILES)
 template <class T, class B>
-void attend_queries(Tiles *, const Workspace<T> &w, int64_t first, const B *bias, const B *mask, float scale, float *lse) {
-    attend_tiles(w, w.q, w.k, w.v, first, bias, mask, scale, w.weights, w.sums, lse, w.out_row);
+void attend_queries(Tiles *, const Workspace<T> &w, int64_t first, const B *bias, const B *mask, float scale,
+                    Softmax *softmax) {
+    attend_tiles(w, w.q, w.k, w.v, first, bias, mask, scale, w.weights, w.sums, softmax, w.out_row);
 }
 #endif
 
@@ -81,10 +81,10 @@ template <class P, class T, class B> void attend(const WindowAttention &a, const
     pack_values<P>(w, w.v_row, w.m, w.keys, w.v);
     const B *bias = static_cast<const B *>(a.bias) + at.head * w.n * w.m;
     const B *mask = mask_of<B>(a, at, w);
-    float *lse = lse_of(a, at, w);
+    Softmax *softmax = softmax_of(a, at, w);
     P *how = nullptr;
     for (int64_t first = 0; first < w.n; first += P::PACKING.queries)
-        attend_queries(how, w, first, bias, mask, scale, lse);
+        attend_queries(how, w, first, bias, mask, scale, softmax);
 }
 
 // All windows and heads, in an order that finds the bias of a head and the tokens of a group of windows in cache.

@@ -153,7 +153,7 @@ _GEOMETRY = 'float scale, int num_heads, int window_size, int overlap_size, int 
     'hat_plugin::image_window_attention',
     mutates_args=(),
     device_types='cpu',
-    schema=f'(Tensor qkv, Tensor bias, Tensor? masks, {_GEOMETRY}) -> (Tensor out, Tensor lse)',
+    schema=f'(Tensor qkv, Tensor bias, Tensor? masks, {_GEOMETRY}) -> (Tensor out, Tensor softmax)',
 )
 def _image_window_attention(qkv: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any) -> tuple[Tensor, Tensor]:
     geometry = Geometry(*sizes)
@@ -173,23 +173,23 @@ def _(qkv: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any) -> tuple[Ten
     'hat_plugin::image_window_attention_backward',
     mutates_args=(),
     device_types='cpu',
-    schema=f'(Tensor grad, Tensor qkv, Tensor out, Tensor lse, Tensor bias, Tensor? masks, {_GEOMETRY}) -> '
+    schema=f'(Tensor grad, Tensor qkv, Tensor out, Tensor softmax, Tensor bias, Tensor? masks, {_GEOMETRY}) -> '
     '(Tensor, Tensor)',
 )
 def _image_gradient(
-    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any
+    grad: Tensor, qkv: Tensor, out: Tensor, softmax: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any
 ) -> tuple[Tensor, Tensor]:
     library = load()
     if library is None:
         raise RuntimeError(
             'the C++ attention kernel that made the output is gone: `python -m hat_plugin.kernels.build`'
         )
-    return run_image_gradient(library, grad, qkv, out, lse, bias, masks, Geometry(*sizes))
+    return run_image_gradient(library, grad, qkv, out, softmax, bias, masks, Geometry(*sizes))
 
 
 @_image_gradient.register_fake
 def _(
-    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any
+    grad: Tensor, qkv: Tensor, out: Tensor, softmax: Tensor, bias: Tensor, masks: Tensor | None, *sizes: Any
 ) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape)
 

@@ -1,7 +1,7 @@
 // The gradients of attention within windows: for q, k and v, and for the bias, summed over windows.
 //
-// Weights are computed anew from what the forward pass left of them, each query's log of a sum, a few queries and keys at
-// a time, so that nothing of (windows, heads, N, M) is ever kept. With weights P, their gradient dP = dO v^T and the
+// Weights are computed anew, a few queries and keys at a time, from each query's largest logit and sum, which the forward
+// pass left, so that nothing of (windows, heads, N, M) is ever kept. With weights P, their gradient dP = dO v^T and the
 // logits' gradient dS = P (dP - sum(dO O)): dq = scale dS k, dk = scale dS^T q, dv = P^T dO, dbias = dS.
 //
 // Source: "FlashAttention-2" (2023), section 3.1, algorithm 2, whose blocks are here what the first-level cache holds.
@@ -73,10 +73,8 @@ void panel_slopes(const GradientSpace<T> &w, int64_t first, int64_t column, cons
         [&](int r, int side) { return P::SCALES ? added(r, side) : Floats{}; },
         [&](int r, int side, Floats sum) {
             if (!P::SCALES) sum = sum * scale + added(r, side);
-            Floats weight = weights_of(sum, w.lse[first + r]);
-            if (!WHOLE)
-                for (int lane = there(side); lane < LANES; ++lane) weight[lane] = 0;
-            write(p + r * PANEL + side * LANES, weight);
+            const Floats weight = weights_of(sum, w.lse[first + r]);
+            write(p + r * PANEL + side * LANES, WHOLE ? weight : first_lanes(weight, there(side), 0.0f));
         });
     products<P>(
         w.g + first * w.depth, w.v + column * w.depth, w.depth,

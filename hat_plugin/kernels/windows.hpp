@@ -15,12 +15,18 @@
 #include <limits>
 #include <type_traits>
 
+// What the gradient needs of a query's weights: its largest logit, and the sum of all logits' exponentials after that was
+// subtracted.
+struct Softmax {
+    float peak, sum;
+};
+
 // The caller fills it: library.py has the same fields in the same order, and a build is named by this file's content.
 // Strides are in elements; the last dimension of every tensor has stride 1.
 struct WindowAttention {
     const void *q, *k, *v, *bias, *mask;  // mask: null, or (N, M), or (3, N, M) as mask_mode says
     void *out;
-    float *lse;  // null, or (windows, heads, N): each query's log of the sum of its logits' exponentials
+    Softmax *softmax;  // null, or (windows, heads, N)
     int64_t q_stride[4], k_stride[4], v_stride[4], out_stride[4];  // batch, row, column, head
     int64_t batch, heads, width;                                   // width: channels of one head
     int64_t height_q, width_q, height_k, width_k;                  // images that queries and keys come from
@@ -195,8 +201,7 @@ inline __attribute__((always_inline)) void panel_logits(const uint32_t *units, c
         units, panel, depth, [&](int r, int side) { return P::SCALES ? added(r, side) : Floats{}; },
         [&](int r, int side, Floats sum) {
             if (!P::SCALES) sum = sum * scale + added(r, side);
-            if (!WHOLE)
-                for (int lane = there(side); lane < LANES; ++lane) sum[lane] = -std::numeric_limits<float>::infinity();
+            if (!WHOLE) sum = first_lanes(sum, there(side), -std::numeric_limits<float>::infinity());
             write(result[r] + column + side * LANES, sum);
         });
 }
@@ -289,10 +294,10 @@ void all_sums(const Sizes &s, int64_t first, const uint32_t *weights, const uint
     });
 }
 
-// Where the lse of a window's queries lies, or null.
-inline float *lse_of(const WindowAttention &a, const Place &at, const Sizes &s) {
+// Where what the gradient needs of a window's queries lies, or null.
+inline Softmax *softmax_of(const WindowAttention &a, const Place &at, const Sizes &s) {
     const int64_t window = (at.image * a.rows + at.row) * a.columns + at.column;
-    return a.lse ? a.lse + (window * a.heads + at.head) * s.n : nullptr;
+    return a.softmax ? a.softmax + (window * a.heads + at.head) * s.n : nullptr;
 }
 
 // The mask of a window, or null.

@@ -47,7 +47,8 @@ class ChannelAttention(nn.Module):
         if type(pool) is not nn.AdaptiveAvgPool2d or not isinstance(down, nn.Conv2d) or not isinstance(up, nn.Conv2d):
             seen: Tensor = self.attention(x.permute(0, 3, 1, 2))
             return seen.permute(0, 2, 3, 1)
-        y = F.linear(x.mean((1, 2)), down.weight.flatten(1), down.bias)  # less to launch than convolutions of a pixel
+        means = x.mean((1, 2)) if x.is_cuda else x.mean(1).mean(1)  # a CPU takes a fifth of the time, in bf16
+        y = F.linear(means, down.weight.flatten(1), down.bias)  # less to launch than convolutions of a pixel
         return F.linear(F.relu(y), up.weight.flatten(1), up.bias).sigmoid()[:, None, None]
 
 

@@ -49,13 +49,14 @@ def test_amx_agrees_with_wide_products_in_an_image(emulated, overlap, shift):
     qkv, bias = torch.randn(2, 24, 16, 90).bfloat16(), torch.randn(2, 64, overlap**2).bfloat16()
     masks = shift_masks(8, shift) if shift else None
     call = emulated, qkv, bias, masks, Geometry(15**-0.5, 2, 8, overlap, shift)
-    found, lse = run_image(*call, threads=1)
-    assert all(torch.equal(one, other) for one, other in zip(run_image(*call, threads=3), (found, lse), strict=True))
+    found, softmax = run_image(*call, threads=1)
+    again = run_image(*call, threads=3)
+    assert torch.equal(again[0], found) and torch.equal(again[1], softmax)
     try:
         assert emulated.hat_bf16_way(0) == 0
-        wide, wide_lse = run_image(*call)
+        wide, wide_softmax = run_image(*call)
         assert error(found, wide) < 1e-2
-        torch.testing.assert_close(lse, wide_lse, rtol=0, atol=1e-4)
+        torch.testing.assert_close(softmax, wide_softmax, rtol=1e-4, atol=1e-4)
     finally:
         emulated.hat_bf16_way(AMX)
 
