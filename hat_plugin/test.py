@@ -85,22 +85,39 @@ def _test(args: argparse.Namespace, opt: dict[str, Any], world: distributed.Worl
             results[name] = {'mean': model.metric_results, 'images': dict(model.image_results)}
     if world.is_main and results:
         metrics = opt['val']['metrics']
-        logger.info('\n' + results_table(results, opt['val']))
+        logger.info('\n' + results_table(results, opt['val'], opt.get('published')))
         protocol = {name: describe_metric(options, opt['val']) for name, options in metrics.items()}
         report = {'name': opt['name'], 'protocol': protocol, 'datasets': results}
+        report |= {'published': opt['published']} if opt.get('published') else {}
         write_text_atomic(Path(opt['path']['results_root']) / 'metrics.json', json.dumps(report, indent=2) + '\n')
 
 
-def results_table(results: dict[str, Any], val: dict[str, Any]) -> str:
-    """Means as a table of plain text, a line a data set, with the protocol below."""
-    metrics = val['metrics']
-    width = max(len(name) for name in (*results, 'data set'))
-    columns = {name: max(len(name), 9) for name in metrics}
-    lines = ['  '.join(['data set'.ljust(width), *(name.rjust(size) for name, size in columns.items())])]
-    for dataset, row in results.items():
-        cells = [f'{row["mean"][name]:.4f}'.rjust(size) for name, size in columns.items()]
-        lines.append('  '.join([dataset.ljust(width), *cells]))
+def results_table(results: dict[str, Any], val: dict[str, Any], published: dict[str, Any] | None = None) -> str:
+    """Means as a table of plain text, a line a data set, with the protocol below.
+
+    Args:
+        results: data set -> ``mean`` -> metric -> figure.
+        val: the options that figures were taken by.
+        published: the file's section of that name; a metric of which it has figures is followed by them.
+    """
+    metrics, known = val['metrics'], (published or {}).get('figures', {})
+    columns = []
+    for name in metrics:
+        columns.append([name, *(f'{row["mean"][name]:.4f}' for row in results.values())])
+        theirs = [known.get(dataset, {}).get(name) for dataset in results]
+        if any(figure is not None for figure in theirs):
+            columns.append(['published', *('-' if figure is None else str(figure) for figure in theirs)])
+    widths = [max(9, *map(len, column)) for column in columns]
+    names = ['data set', *results]
+    lines = [
+        '  '.join(
+            [name.ljust(max(map(len, names))), *(cell.rjust(size) for cell, size in zip(row, widths, strict=True))]
+        )
+        for name, row in zip(names, zip(*columns, strict=True), strict=True)
+    ]
     lines += [f'{name}: {describe_metric(options, val)}' for name, options in metrics.items()]
+    if published:
+        lines.append(f'published: {published["source"]}')
     return '\n'.join(lines)
 
 

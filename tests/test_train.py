@@ -18,6 +18,8 @@ import torch
 import training
 
 from hat_plugin.cli import main
+from hat_plugin.engine.options import load_options
+from hat_plugin.errors import OptionsError
 
 
 @pytest.fixture
@@ -455,6 +457,7 @@ def test_validation_and_test_in_bf16(here, log):
         datasets={'test_1': training.OPTIONS['datasets']['val']},
         path={'pretrain_network_g': str(run / 'models/net_g_latest.pth')},
         val={'metrics': training.OPTIONS['val']['metrics']},
+        published={'source': 'a paper', 'figures': {'held_out': {'psnr': 30.5}}},
     )
     scores = {}
     for precision in ('fp32', 'bf16'):
@@ -463,3 +466,16 @@ def test_validation_and_test_in_bf16(here, log):
         scores[precision] = json.loads(report.read_text())['datasets']['held_out']['mean']['psnr']
     assert scores['fp32'] != scores['bf16']
     assert abs(scores['fp32'] - scores['bf16']) < 0.05
+    table = next((here / 'results').glob('tiny/*.log')).read_text().split('data set ')[1].splitlines()
+    assert table[0].split()[:2] == ['psnr', 'published']
+    assert table[1].split()[0] == 'held_out' and table[1].split()[2] == '30.5'
+    assert table[-1] == 'published: a paper'
+    assert json.loads(report.read_text())['published']['source'] == 'a paper'
+
+
+def test_published_figures_do_nothing_in_a_training(here):
+    options = training.write_options(
+        here / 'x.yml', published={'source': 'a paper', 'figures': {'held_out': {'psnr': 1}}}
+    )
+    with pytest.raises(OptionsError, match='published: has no effect on a training; put it into the test file'):
+        load_options(options, root_path=here, is_train=True)

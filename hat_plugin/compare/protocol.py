@@ -34,6 +34,12 @@ class Contender:
         """Its weights file."""
         return Path(self.test['path']['pretrain_network_g']).expanduser()
 
+    @property
+    def published(self) -> dict[str, dict[str, float]]:
+        """Figures that others published of it: test set -> metric -> figure."""
+        found: dict[str, dict[str, float]] = section_of(section_of(self.test, 'published'), 'figures')  # type: ignore[assignment]
+        return found
+
 
 @dataclass(frozen=True)
 class Comparison:

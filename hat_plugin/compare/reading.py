@@ -2,7 +2,8 @@
 
 A comparison file is an option file of BasicSR's with ``networks:``, a section a network, in the place of
 ``network_g:``. All else holds for each of them, but for what ``differences:`` gives to one alone. ``weights:`` names
-files of networks that are trained already; the others are trained as the ``train`` section says.
+files of networks that are trained already; the others are trained as the ``train`` section says. ``published:`` has
+figures of each network that others published.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from hat_plugin.compare.protocol import Comparison, Contender, flat, terms, uneq
 from hat_plugin.engine.networks import build
 from hat_plugin.engine.options import (
     Options,
+    PublishedOptions,
     RootOptions,
     apply_force_yml,
     check_options,
@@ -26,7 +28,7 @@ from hat_plugin.engine.schema.values import FolderName, Section, Text
 from hat_plugin.engine.schema.values import Mapping as Subsection
 from hat_plugin.errors import HatPluginError, OptionsError
 
-OWN = ('networks', 'weights', 'differences')
+OWN = ('networks', 'weights', 'differences', 'published')
 RESERVED = ('bicubic', 'input', 'truth')  # what the report calls the pictures that no network made
 
 
@@ -37,6 +39,7 @@ class ComparisonOptions(Section):
     networks: dict[FolderName, Subsection]
     weights: dict[str, Text] | None = None
     differences: dict[str, Subsection] | None = None
+    published: dict[str, PublishedOptions] | None = None
 
 
 def read_comparison(
@@ -95,7 +98,7 @@ def _label_problems(raw: Options) -> list[str]:
         for label in labels
         if label in RESERVED
     ]
-    for key in ('weights', 'differences'):
+    for key in ('weights', 'differences', 'published'):
         problems += [
             f'{key}: {label}: no such network; known here: {", ".join(labels)}'
             for label in raw.get(key) or {}
@@ -139,6 +142,8 @@ def _expanded(raw: Options, label: str) -> Contender:
         path['pretrain_network_g'] = f'experiments/{opt["name"]}/models/net_g_latest.pth'
     others = {key: value for key, value in opt.items() if key not in ('train', 'logger')}
     test = {**others, 'datasets': {**sets(measured), **_unknown_sets(opt, phases)}, 'path': path}
+    theirs = section_of(raw, 'published').get(label)
+    test |= {'published': theirs} if theirs else {}
     training = None
     if named is None and opt.get('train'):
         training = {**opt, 'datasets': sets('train', 'val')}
@@ -197,6 +202,8 @@ def _placed(line: str, label: str, found: Mapping[str, list[str]], raw: Options)
         return f'networks: {label}:{line.removeprefix("network_g:")}'
     if line.startswith('path: pretrain_network_g:') and label in section_of(raw, 'weights'):
         return f'weights: {label}:{line.removeprefix("path: pretrain_network_g:")}'
+    if key == 'published':
+        return f'published: {label}:{line.removeprefix("published:")}'
     own = section_of(section_of(raw, 'differences'), label)
     if key in own and not all(line in lines for lines in found.values()):
         return f'differences: {label}: {line}'

@@ -88,17 +88,13 @@ def page(result: Result, folder: Path, shown: list[Part], mapped: list[MappedPar
 
 
 def _figures(result: Result) -> tuple[list[str], list[list[Cell]]]:
-    places: list[int] = []
-
-    def mark(text: str, rank: int) -> str:
-        places.append(rank if rank <= 2 and len(result.labels) > 1 else 0)
-        return text
-
-    columns, rows = tables.figures(result, mark)
-    marks = iter(places)
-    cells = [[Cell(text) for text in rows[0]]]
-    cells += [[Cell(row[0]), *(Cell(text, next(marks)) for text in row[1:])] for row in rows[1:]]
-    return columns, cells
+    columns, rows = tables.figures(result)
+    cells = []
+    for row in rows:
+        ranks = row.ranks if len(result.labels) > 1 and row.ranks else [0] * len(columns)
+        places = [rank if rank <= 2 else 0 for rank in ranks]
+        cells.append([Cell(row.who), *map(Cell, row.cells, places)])
+    return ['', *columns], cells
 
 
 def _plain(table: tuple[list[str], list[list[str]]]) -> tuple[list[str], list[list[Cell]]]:

@@ -83,18 +83,42 @@ def bold_first(text: str, rank: int) -> str:
 # -- the tables ------------------------------------------------------------------------------------------------------
 
 
-def figures(result: Result, mark: Callable[[str, int], str] = bold_first) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: a row for the baseline and each network, a column for each metric of each test set."""
+@dataclass(frozen=True)
+class FigureRow:
+    """A row of the table of figures.
+
+    Attributes:
+        who: the baseline, a network, or a network and whose figures these are.
+        cells: a figure for each column, as text; '-' where there is none.
+        ranks: a network's place in each column, 1 for the best; empty for others.
+    """
+
+    who: str
+    cells: list[str]
+    ranks: list[int]
+
+
+def figures(result: Result) -> tuple[list[str], list[FigureRow]]:
+    """Columns, a metric of a test set each; rows: the baseline, each network, and below it what was published of it."""
     pairs = [(dataset, metric) for dataset in result.findings for metric in result.measured(dataset)]
-    rows = [[result.baseline, *(figure(result.findings[name][result.baseline].mean(metric)) for name, metric in pairs)]]
     ranks = {pair: result.ranks(*pair) for pair in pairs}
-    for label in result.labels:
-        cells = [
-            mark(figure(result.findings[name][label].mean(metric)), ranks[name, metric][label])
-            for name, metric in pairs
-        ]
-        rows.append([label, *cells])
-    return ['', *(f'{dataset} {metric}' for dataset, metric in pairs)], rows
+
+    def row(who: str, places: list[int]) -> FigureRow:
+        return FigureRow(who, [figure(result.findings[name][who].mean(metric)) for name, metric in pairs], places)
+
+    rows = [row(result.baseline, [])]
+    for contender in result.comparison.contenders:
+        rows.append(row(contender.label, [ranks[pair][contender.label] for pair in pairs]))
+        theirs = [contender.published.get(name, {}).get(metric) for name, metric in pairs]
+        if any(value is not None for value in theirs):
+            cells = ['-' if value is None else figure(value) for value in theirs]
+            rows.append(FigureRow(f'{contender.label}, published', cells, []))
+    return [f'{dataset} {metric}' for dataset, metric in pairs], rows
+
+
+def marked(row: FigureRow, mark: Callable[[str, int], str] = bold_first) -> list[str]:
+    """A row's cells, those of networks by their ranks."""
+    return list(map(mark, row.cells, row.ranks)) if row.ranks else row.cells
 
 
 def cost_rows(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -142,13 +166,17 @@ def protocol_lines(result: Result) -> list[str]:
         lines.append(f"bicubic: the input enlarged {scale} times by MATLAB's bicubic")
     for contender in result.comparison.contenders:
         lines.append(f'{contender.label}: weights {contender.test["path"]["pretrain_network_g"]}')
+        if contender.published:
+            lines.append(f'{contender.label}, published: {contender.test["published"]["source"]}')
         lines += [f'{contender.label} differs: {line}' for line in contender.differences]
     return lines
 
 
 def markdown(result: Result) -> str:
     """The whole as a page of markdown."""
-    blocks = [f'# {result.comparison.name}', markdown_table(*figures(result)), markdown_table(*cost_rows(result))]
+    names, found = figures(result)
+    table = markdown_table(['', *names], [[row.who, *marked(row)] for row in found])
+    blocks = [f'# {result.comparison.name}', table, markdown_table(*cost_rows(result))]
     columns, rows = difference_rows(result)
     if rows:
         blocks += ['## Differences, picture by picture', markdown_table(columns, rows)]
@@ -162,15 +190,19 @@ def latex(result: Result) -> str:
     def mark(text: str, rank: int) -> str:
         return {1: rf'\textbf{{{text}}}', 2: rf'\underline{{{text}}}'}.get(rank, text)
 
-    columns, rows = figures(result, mark)
-    for row in rows[1:]:
-        cost = result.costs[row[0]]
-        row[1:1] = [f'{cost.parameters / 1e6:.2f}', f'{cost.macs.total / 1e9:.1f}' if cost.macs else '-']
-    rows[0][1:1] = ['-', '-']
-    head = ['Method', 'Params (M)', 'MACs (G)', *columns[1:]]
+    columns, rows = figures(result)
+    head, body = ['Method', 'Params (M)', 'MACs (G)', *columns], []
+    for row in rows:
+        cost = result.costs.get(row.who)
+        size = (
+            [f'{cost.parameters / 1e6:.2f}', f'{cost.macs.total / 1e9:.1f}' if cost.macs else '-']
+            if cost
+            else ['-'] * 2
+        )
+        body.append([_escaped(row.who), *size, *marked(row, mark)])
     lines = [rf'\begin{{tabular}}{{l{"r" * (len(head) - 1)}}}', r'\toprule', ' & '.join(map(_escaped, head)) + r' \\']
     lines.append(r'\midrule')
-    lines += [' & '.join([_escaped(row[0]), *row[1:]]) + r' \\' for row in rows]
+    lines += [' & '.join(row) + r' \\' for row in body]
     return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', ''])
 
 
@@ -204,6 +236,11 @@ def record(result: Result) -> dict[str, Any]:
                 for who, found in scores.items()
             }
             for dataset, scores in result.findings.items()
+        },
+        'published': {
+            contender.label: contender.test['published']
+            for contender in result.comparison.contenders
+            if contender.published
         },
         'differences': {
             dataset: {

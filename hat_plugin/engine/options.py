@@ -18,7 +18,7 @@ from hat_plugin.engine.schema.disk import missing_files
 from hat_plugin.engine.schema.models import RealDegradationOptions, model_facts
 from hat_plugin.engine.schema.notes import inert_options, notes
 from hat_plugin.engine.schema.report import nearest, section_problems, shown
-from hat_plugin.engine.schema.sections import LoggerOptions, RootOptions, TileOptions
+from hat_plugin.engine.schema.sections import LoggerOptions, PublishedOptions, RootOptions, TileOptions
 from hat_plugin.engine.schema.values import (
     Count,
     CountOrZero,
@@ -46,6 +46,7 @@ __all__ = [
     'PerChannel',
     'Positive',
     'Probability',
+    'PublishedOptions',
     'Range',
     'RealDegradationOptions',
     'RootOptions',

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import published
 import restoration_networks as networks
 import restoration_recipes as recipes
 from restoration_networks import Network
@@ -35,6 +36,12 @@ class Run:
     def name(self) -> str:
         """Network and task."""
         return f'{self.network.label}_{self.task.name}'
+
+    @property
+    def published(self) -> Block:
+        """``published`` of the test file."""
+        line = self.task.figures.get(self.network.label, '')
+        return {} if self.measured else published.section(self.network.label, line, self.task.test)
 
     @property
     def expected(self) -> str:
@@ -118,7 +125,7 @@ def testing(run: Run) -> tuple[str, str]:
 Data: {task.prepare}.
 Weights: {whose}.
 Hardware: one GPU, or a CPU with patience ({run.network.size}); tiles where memory is short.
-{run.expected}"""
+{f'Expected: what stands under published; {task.protocol}.' if run.published else run.expected}"""
     val = {'save_img': True, 'suffix': None, **run.recipe.val, **task.val_section()}
     opt = {
         **top(name, run),
@@ -126,6 +133,7 @@ Hardware: one GPU, or a CPU with patience ({run.network.size}); tiles where memo
         'network_g': run.network.options,
         'path': {'pretrain_network_g': weights, 'param_key_g': key, 'strict_load_g': True},
         'val': val,
+        **({'published': run.published} if run.published else {}),
     }
     return name, option_file(header, opt)
 

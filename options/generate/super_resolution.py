@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import published
 from super_resolution_recipes import (
     BATCH,
     FINETUNE,
@@ -23,6 +24,7 @@ from super_resolution_recipes import (
     light_recipe,
     swinir_recipe,
 )
+from yaml_text import lines
 
 from hat_plugin.prepare import layout
 
@@ -196,6 +198,7 @@ def metrics(scale: int) -> str:
 
 def testing(name: str, network: Network, scale: int, weights: str, expected: str, key: str = 'params_ema') -> str:
     """A test file."""
+    known = published.section(network.label, expected, SETS, network.ssim.get(scale, ''))
     return f"""\
 # {network.label} x{scale} on {', '.join(SETS)}.
 #
@@ -204,8 +207,7 @@ def testing(name: str, network: Network, scale: int, weights: str, expected: str
 #
 # Data: basicsr prepare benchmark (datasets/README.md).
 # Hardware: one GPU, or a CPU with patience ({network.millions} for a 64x64 input at x4); tiles where memory is short.
-# Expected PSNR (Y, border {scale}): {expected}
-#   {MARKS}
+# Expected: what stands under published.
 
 name: {name}
 model_type: HATModel
@@ -228,6 +230,8 @@ val:
   suffix: ~
 
 {metrics(scale)}
+
+{chr(10).join(lines('published', known, 0))}
 """
 
 

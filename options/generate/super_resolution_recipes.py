@@ -7,7 +7,7 @@ not checked. None of these figures was measured by this plugin.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 SETS = ('Set5', 'Set14', 'BSD100', 'Urban100', 'Manga109')
 MARKS = "[R] read in the project's files, [F] off its results figure, [K] literature; none measured by this plugin"
@@ -25,12 +25,14 @@ class Network:
         millions: parameters at x4, and MACs of a 64x64 input at x4 in units of 10**9.
         options: its lines under ``network_g``, but for the scale.
         figures: scale -> published PSNR on `SETS`, and the mark.
+        ssim: scale -> published SSIM on `SETS`.
     """
 
     label: str
     millions: str
     options: str
     figures: dict[int, tuple[str, str]]
+    ssim: dict[int, str] = field(default_factory=dict)
 
 
 def hat_lines(
@@ -62,6 +64,11 @@ HAT = Network(
         3: ('35.07 31.08 29.54 30.23 35.53', 'F'),
         4: ('33.04 29.23 28.00 27.97 32.48', 'F'),
     },
+    {
+        2: '.9630 .9274 .9053 .9466 .9809',
+        3: '.9329 .8555 .8167 .8896 .9552',
+        4: '.9056 .7973 .7517 .8368 .9292',
+    },
 )
 HAT_S = Network(
     'HAT-S',
@@ -92,6 +99,11 @@ SWINIR = Network(
         2: ('38.42 34.46 32.53 33.81 39.92', 'F'),
         3: ('34.97 30.93 29.46 29.75 35.12', 'F'),
         4: ('32.92 29.09 27.92 27.45 32.03', 'F'),
+    },
+    {
+        2: '.9623 .9250 .9041 .9427 .9797',
+        3: '.9318 .8534 .8145 .8826 .9537',
+        4: '.9044 .7950 .7489 .8254 .9260',
     },
 )
 HAT_LIGHT = Network(

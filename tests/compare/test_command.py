@@ -22,7 +22,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from hat_plugin.compare.measuring import Scores
 from hat_plugin.compare.reading import read_comparison
-from hat_plugin.compare.tables import Result, figures, latex
+from hat_plugin.compare.tables import Result, figures, latex, marked
 from hat_plugin.data.bicubic import imresize
 
 Options = dict[str, Any]
@@ -143,8 +143,10 @@ def test_runs_of_other_options_are_refused(compared: Any, comparison: Options, w
 
 def test_test_files_are_compared_as_they_are(compared: Any, written: Write, cli: Cli) -> None:
     files = []
+    published = {'source': 'a paper', 'figures': {'photos': {'ssim': 0.5}}}
     for contender in read_comparison(['small.yml']).contenders:
-        files.append(written({**contender.test, 'name': f'test_{contender.label}_x2'}, f'{contender.label}.yml'))
+        own = {'published': published} if contender.label == 'HAT' else {}
+        files.append(written({**contender.test, 'name': f'test_{contender.label}_x2', **own}, f'{contender.label}.yml'))
     before = record()
     outcome = cli('compare', '-opt', *files, '--rounds', '0', '--precision', 'bf16', '-o', 'elsewhere')
     assert outcome.code == 0
@@ -155,6 +157,12 @@ def test_test_files_are_compared_as_they_are(compared: Any, written: Write, cli:
         ours, theirs = (each['means']['photos'][label]['psnr'] for each in (found, before))
         assert ours != theirs
         assert ours == pytest.approx(theirs, abs=0.3)
+    assert found['published'] == {'HAT': published}
+    assert 'HAT, published: a paper' in found['protocol']
+    rows = [line.split('|')[1:4] for line in outcome.out.splitlines() if line.startswith('| HAT')]
+    assert [cell.strip() for cell in rows[1]] == ['HAT, published', '-', '0.5000']
+    assert 'HAT, published & - & - & - & 0.5000' in Path('elsewhere/table.tex').read_text(encoding='utf-8')
+    assert 'HAT, published' in Path('elsewhere/report.html').read_text(encoding='utf-8')
 
 
 def test_nothing_is_written_where_options_are_wrong(comparison: Options, written: Write, cli: Cli, work: Path) -> None:
@@ -367,7 +375,7 @@ def result(rows: dict[str, list[float]], better: str = 'higher') -> Result:
 )
 def test_the_best_is_bold_and_the_second_underlined(better: str, expected: list[str]) -> None:
     found = result({'bicubic': [1, 1], 'a': [3, 3], 'b': [2.5, 2.5], 'c': [2, 3.001], 'd': [2, 2]}, better)
-    assert [row[1] for row in figures(found)[1]] == expected
+    assert [marked(row)[0] for row in figures(found)[1]] == expected
 
 
 def test_latex_needs_no_editing() -> None:

@@ -19,7 +19,13 @@ from hat_plugin.engine.schema.fit import fit_problems
 from hat_plugin.engine.schema.losses import LISTED_LOSS, LOSS, loss_problems, patch_shape
 from hat_plugin.engine.schema.metrics import metric_problems
 from hat_plugin.engine.schema.models import ModelFacts, model_facts
-from hat_plugin.engine.schema.report import nearest, section_of, section_problems, unregistered_line
+from hat_plugin.engine.schema.report import (
+    nearest,
+    section_of,
+    section_problems,
+    unknown_line,
+    unregistered_line,
+)
 from hat_plugin.engine.schema.sections import LoggerOptions, PathOptions
 
 Problems = list[str]
@@ -50,6 +56,7 @@ def check_all(opt: Mapping[str, Any], *, is_train: bool) -> Problems:
         *_path_problems(opt, facts),
         *(_train_problems(opt, facts) if is_train else ()),
         *_val_problems(opt, facts, is_train),
+        *_published_problems(opt, is_train),
         *_datasets_problems(opt, is_train),
         *(_logger_problems(opt) if is_train else ()),
         *fit_problems(opt, is_train=is_train),
@@ -153,6 +160,24 @@ def _val_problems(opt: Mapping[str, Any], facts: ModelFacts, is_train: bool) -> 
         problems.append('val: val_freq: missing (validate every so many iterations); add it, or remove the val section')
     if val.get('metrics') is not None:
         problems += metric_problems(val['metrics'], ('val', 'metrics'))
+    return problems
+
+
+def _published_problems(opt: Mapping[str, Any], is_train: bool) -> Problems:
+    """Figures of test sets or metrics that the file does not have would never be seen."""
+    figures = section_of(section_of(opt, 'published'), 'figures')
+    if figures and is_train:
+        return ['published: has no effect on a training; put it into the test file']
+    blocks = section_of(opt, 'datasets').values()
+    sets = [str(block.get('name')) for block in blocks if isinstance(block, Mapping)]
+    metrics = [str(name) for name in section_of(section_of(opt, 'val'), 'metrics')]
+    problems: Problems = []
+    for name, row in figures.items():
+        place = ('published', 'figures', str(name))
+        if name not in sets:
+            problems.append(unknown_line(place, sets, 'test set'))
+        elif isinstance(row, Mapping):
+            problems += [unknown_line((*place, str(key)), metrics, 'metric') for key in row if key not in metrics]
     return problems
 
 

@@ -46,6 +46,13 @@ class TileOptions(Section):
     tile_pad: CountOrZero | None = None
 
 
+class PublishedOptions(Section):
+    """Figures that others published, to be shown beside those of a test."""
+
+    source: Text = Field(description='where the figures come from')
+    figures: dict[str, dict[str, Float]] = Field(description='test set -> metric -> figure, named as in this file')
+
+
 class RootOptions(Section):
     """The top level."""
 
@@ -64,6 +71,7 @@ class RootOptions(Section):
     logger: Mapping | None = None
     dist_params: DistOptions | None = None
     tile: TileOptions | None = None
+    published: PublishedOptions | None = None
 
 
 class PathOptions(Section):
