@@ -110,7 +110,7 @@ def run_image_gradient(
     if geometry.margin:
         targets[1].copy_(dk)
         targets[2].copy_(dv)
-    return dqkv, dbias.sum(0).to(bias.dtype)
+    return dqkv, (dbias.sum(0) if parts > 1 else dbias[0]).to(bias.dtype)
 
 
 def run_gather(library: ctypes.CDLL, table: Tensor, index: Tensor, threads: int | None = None) -> Tensor:
