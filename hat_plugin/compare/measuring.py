@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,22 @@ class Scores:
     Attributes:
         pictures: name of a picture -> metric -> value, in the set's order.
         tiled: how many of them were restored in tiles.
+        repeats: those of the same network trained from other seeds.
     """
 
     pictures: dict[str, dict[str, float]]
     tiled: int = 0
+    repeats: tuple[Scores, ...] = ()
 
     def values(self, metric: str) -> np.ndarray:
-        """One metric of all pictures that have it, (N,)."""
-        return np.array([row[metric] for row in self.pictures.values() if metric in row])
+        """One metric of all pictures that have it, (N,); of several seeds the mean."""
+        own = np.array([row[metric] for row in self.pictures.values() if metric in row])
+        return np.mean([own, *(each.values(metric) for each in self.repeats)], 0) if self.repeats else own
+
+    def by_seed(self, metric: str) -> list[float]:
+        """The mean over the pictures for each seed, its own first."""
+        alone = replace(self, repeats=())
+        return [each.mean(metric) for each in (alone, *self.repeats)]
 
     def mean(self, metric: str) -> float:
         """Over the pictures; not a number where none has the metric."""
@@ -110,7 +118,7 @@ def check_weights(comparison: Comparison) -> None:
     Raises:
         CheckpointError: of the first such file.
     """
-    for contender in comparison.contenders:
+    for contender in comparison.runs:
         path = contender.test['path']
         weights = load_weights(contender.weights, path.get('param_key_g', 'params'))
         net = build(contender.test['network_g']).to_empty(device='cpu')
@@ -155,7 +163,7 @@ def measure_networks(comparison: Comparison, folder: Path, world: World, finding
     found = {name: dict(scores) for name, scores in findings.items()}
     sets = _sets(comparison.prepared(comparison.contenders[0]))
     data = {name: data_state(options) for name, options in sets.items()}
-    for number, contender in enumerate(comparison.contenders, 1):
+    for number, contender in enumerate(comparison.runs, 1):
         opt = comparison.prepared(contender)
         note_world(opt, world)
         opt['path']['visualization'] = str(folder / PICTURES)
@@ -167,14 +175,24 @@ def measure_networks(comparison: Comparison, folder: Path, world: World, finding
             scores = distributed.from_main(kept.read())
             if scores is None:
                 model = model or build_model(opt)
-                get_root_logger().info(f'[{number}/{len(comparison.contenders)}] {contender.label} on {name}')
+                get_root_logger().info(f'[{number}/{len(comparison.runs)}] {contender.label} on {name}')
                 loader = pictures_of(options, world)
                 model.validation(loader, opt['name'], None, save_img=True)
                 scores = Scores(dict(model.image_results), model.tiled_images)
                 if world.is_main:
                     kept.write(scores)
             found[name][contender.label] = scores
-    return found
+    return {name: _with_repeats(comparison, scores) for name, scores in found.items()}
+
+
+def _with_repeats(comparison: Comparison, scores: dict[str, Scores]) -> dict[str, Scores]:
+    """A test set's figures, those of repeats with their networks'."""
+    repeats = {each.label for contender in comparison.contenders for each in contender.repeats}
+    kept = {who: found for who, found in scores.items() if who not in repeats}
+    for contender in comparison.contenders:
+        others = tuple(scores[each.label] for each in contender.repeats)
+        kept[contender.label] = replace(kept[contender.label], repeats=others)
+    return kept
 
 
 def _sets(opt: Options) -> dict[str, Options]:
@@ -247,7 +265,7 @@ class Kept:
     def write(self, scores: Scores) -> Scores:
         """Keep them."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = {'fingerprint': self.fingerprint, **asdict(scores)}
+        content = {'fingerprint': self.fingerprint, 'pictures': scores.pictures, 'tiled': scores.tiled}
         write_text_atomic(self.path, json.dumps(content, indent=1) + '\n')
         return scores
 

@@ -21,6 +21,7 @@ class Contender:
         train: those of its training; None where its weights were named, or nothing says how to train it.
         trained_here: whether its weights are those of a training of this comparison's own.
         differences: what is not as for the others, place by place, in words.
+        repeats: the same trained from other seeds, each under a label of its own.
     """
 
     label: str
@@ -28,6 +29,12 @@ class Contender:
     train: Options | None = None
     trained_here: bool = False
     differences: tuple[str, ...] = ()
+    repeats: tuple[Contender, ...] = ()
+
+    @property
+    def runs(self) -> tuple[Contender, ...]:
+        """Itself and its repeats."""
+        return (self, *self.repeats)
 
     @property
     def weights(self) -> Path:
@@ -54,6 +61,17 @@ class Comparison:
     name: str
     source: str
     contenders: tuple[Contender, ...]
+
+    @property
+    def runs(self) -> tuple[Contender, ...]:
+        """All of them and their repeats, the first seed's before the second's."""
+        most = max(len(contender.runs) for contender in self.contenders)
+        return tuple(
+            contender.runs[number]
+            for number in range(most)
+            for contender in self.contenders
+            if number < len(contender.runs)
+        )
 
     def prepared(self, contender: Contender) -> Options:
         """A contender's test options with all that models and data sets look up."""

@@ -3,13 +3,16 @@
 A comparison file is an option file of BasicSR's with ``networks:``, a section a network, in the place of
 ``network_g:``. All else holds for each of them, but for what ``differences:`` gives to one alone. ``weights:`` names
 files of networks that are trained already; the others are trained as the ``train`` section says. ``published:`` has
-figures of each network that others published.
+figures of each network that others published. With ``seeds:`` each is trained once from each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from hat_plugin.compare.protocol import Comparison, Contender, flat, terms, unequal
 from hat_plugin.engine.networks import build
@@ -24,11 +27,11 @@ from hat_plugin.engine.options import (
 )
 from hat_plugin.engine.schema.disk import missing_files
 from hat_plugin.engine.schema.report import nearest, section_of, unknown_line
-from hat_plugin.engine.schema.values import FolderName, Section, Text
+from hat_plugin.engine.schema.values import CountOrZero, FolderName, Section, Text
 from hat_plugin.engine.schema.values import Mapping as Subsection
 from hat_plugin.errors import HatPluginError, OptionsError
 
-OWN = ('networks', 'weights', 'differences', 'published')
+OWN = ('networks', 'weights', 'differences', 'published', 'seeds')
 RESERVED = ('bicubic', 'input', 'truth')  # what the report calls the pictures that no network made
 
 
@@ -40,6 +43,7 @@ class ComparisonOptions(Section):
     weights: dict[str, Text] | None = None
     differences: dict[str, Subsection] | None = None
     published: dict[str, PublishedOptions] | None = None
+    seeds: Annotated[list[Annotated[CountOrZero, Field(lt=2**32)]], Field(min_length=2)] | None = None
 
 
 def read_comparison(
@@ -82,7 +86,7 @@ def _from_comparison_file(raw: Options, source: str, trains: bool, need_data: bo
         problems += _label_problems(raw)
     if problems:
         raise OptionsError(source, problems)
-    contenders = tuple(_expanded(raw, label) for label in raw['networks'])
+    contenders = tuple(_repeated(raw, label) for label in raw['networks'])
     found = {contender.label: _option_problems(contender, trains, need_data) for contender in contenders}
     problems = [_placed(line, label, found, raw) for label, lines in found.items() for line in lines]
     if problems:
@@ -104,6 +108,10 @@ def _label_problems(raw: Options) -> list[str]:
             for label in raw.get(key) or {}
             if label not in labels
         ]
+    seeds = raw.get('seeds') or []
+    if seeds:
+        problems += [f'seeds: {seed}: stands there twice' for seed in dict.fromkeys(seeds) if seeds.count(seed) > 1]
+        problems += _without_effect(raw, labels)
     if not raw.get('train'):
         problems += [
             f'path: {key}: has no effect without a train section; trained weights are named under weights:'
@@ -122,6 +130,42 @@ def _label_problems(raw: Options) -> list[str]:
             if key in ('name', 'scale', 'network_g', 'datasets', 'val', 'tile', *OWN)
         ]
     return problems
+
+
+def _without_effect(raw: Options, labels: Mapping[str, Any]) -> list[str]:
+    """What `seeds` makes void, and what makes it void."""
+    if not raw.get('train'):
+        return ['seeds: has no effect without a train section; remove it']
+    problems = ['manual_seed: has no effect beside seeds; remove it'] if raw.get('manual_seed') is not None else []
+    problems += [
+        f'differences: {label}: manual_seed: has no effect beside seeds; remove it'
+        for label, own in (raw.get('differences') or {}).items()
+        if 'manual_seed' in own
+    ]
+    problems += [
+        f'networks: {label}: the name is taken by a network of those here trained from that seed; choose another'
+        for label in labels
+        if any(label == f'{other}_seed{seed}' for other in labels for seed in raw['seeds'])
+    ]
+    return problems
+
+
+def _repeated(raw: Options, label: str) -> Contender:
+    """One network, trained from each of the seeds."""
+    if not raw.get('seeds'):
+        return _expanded(raw, label)
+    first, *others = raw['seeds']
+    contender = _expanded({**raw, 'manual_seed': first}, label)
+    if contender.train is None:
+        return contender
+    repeats = []
+    for seed in others:
+        name = f'{label}_seed{seed}'
+        section = {name: raw['networks'][label]}
+        differences = {name: section_of(section_of(raw, 'differences'), label)}
+        changed = {**raw, 'networks': section, 'differences': differences, 'manual_seed': seed}
+        repeats.append(_expanded(changed, name))
+    return replace(contender, repeats=tuple(repeats))
 
 
 def _expanded(raw: Options, label: str) -> Contender:
@@ -185,8 +229,8 @@ def _option_problems(contender: Contender, trains: bool, need_data: bool) -> lis
         except HatPluginError as error:
             problems.append(f'network_g: {error}')
     will_be_trained = trains and contender.train is not None
-    if need_data and contender.trained_here and not will_be_trained and not contender.weights.is_file():
-        problems.append(_no_weights(contender))
+    if need_data and contender.trained_here and not will_be_trained:
+        problems += [_no_weights(run) for run in contender.runs if not run.weights.is_file()]
     return problems
 
 

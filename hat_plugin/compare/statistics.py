@@ -21,6 +21,7 @@ class Difference:
         mean: of the differences, in the metric's unit.
         low, high: of the interval that holds the mean with 95 % confidence, by resampling pictures; None: too few.
         better, worse: pictures on which the network is ahead, and behind.
+        by_seed: the mean for each seed, where there are several.
     """
 
     mean: float
@@ -28,6 +29,12 @@ class Difference:
     high: float | None
     better: int
     worse: int
+    by_seed: tuple[float, ...] = ()
+
+    @property
+    def seeds(self) -> str:
+        """The means by seed in words."""
+        return ', '.join(map(signed, self.by_seed)) or '-'
 
     @property
     def between(self) -> str:
@@ -41,7 +48,7 @@ def difference(scores: Scores, reference: Scores, metric: str, *, higher_is_bett
     """`scores` minus `reference`, of the same pictures.
 
     The interval is the bootstrap's by percentiles, with a fixed seed: the pictures are the sample, so that it tells how
-    far the mean depends on which pictures the set happens to hold. It says nothing of another training's outcome.
+    far the mean depends on which pictures the set happens to hold. What another training would give the seeds tell.
 
     Raises:
         ValueError: the pictures differ.
@@ -53,7 +60,10 @@ def difference(scores: Scores, reference: Scores, metric: str, *, higher_is_bett
     ahead = each > 0 if higher_is_better else each < 0
     low, high = interval(each)
     better = int(ahead.sum())
-    return Difference(float(each.mean()), low, high, better, int((each != 0).sum()) - better)
+    both = scores.repeats and reference.repeats
+    pairs = zip(scores.by_seed(metric), reference.by_seed(metric), strict=True) if both else ()
+    by_seed = tuple(one - other for one, other in pairs)
+    return Difference(float(each.mean()), low, high, better, int((each != 0).sum()) - better, by_seed)
 
 
 def interval(each: np.ndarray) -> tuple[float | None, float | None]:

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hat_plugin.compare.cost import Cost, side_of
-from hat_plugin.compare.measuring import Findings, scale_of
+from hat_plugin.compare.measuring import Findings, Scores, scale_of
 from hat_plugin.compare.protocol import Comparison
 from hat_plugin.compare.statistics import CONFIDENCE, Difference, difference
-from hat_plugin.compare.text import figure, gigas, markdown_table, megabytes, seconds, signed
+from hat_plugin.compare.text import figure, gigas, markdown_table, megabytes, seconds, signed, spread_figure
 from hat_plugin.models.validation import describe_metric
 
 
@@ -49,6 +49,11 @@ class Result:
     def baseline(self) -> str:
         """What the input itself is called."""
         return next(iter(next(iter(self.findings.values()))))
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether networks were trained from several seeds."""
+        return any(contender.repeats for contender in self.comparison.contenders)
 
     def higher_is_better(self, metric: str) -> bool:
         """Of a metric, as the options say."""
@@ -104,7 +109,8 @@ def figures(result: Result) -> tuple[list[str], list[FigureRow]]:
     ranks = {pair: result.ranks(*pair) for pair in pairs}
 
     def row(who: str, places: list[int]) -> FigureRow:
-        return FigureRow(who, [figure(result.findings[name][who].mean(metric)) for name, metric in pairs], places)
+        cells = [spread_figure(result.findings[name][who].by_seed(metric)) for name, metric in pairs]
+        return FigureRow(who, cells, places)
 
     rows = [row(result.baseline, [])]
     for contender in result.comparison.contenders:
@@ -148,9 +154,9 @@ def difference_rows(result: Result) -> tuple[list[str], list[list[str]]]:
         for metric in result.measured(dataset):
             for label, found in result.differences(dataset, metric).items():
                 cells = [signed(found.mean), found.between, str(found.better), str(found.worse)]
-                rows.append([f'{label}, {dataset} {metric}', *cells])
-    first = result.labels[0]
-    return [f'to {first}', 'mean', f'{CONFIDENCE:.0%} interval', 'pictures better', 'worse'], rows
+                rows.append([f'{label}, {dataset} {metric}', *cells, *([found.seeds] if result.has_seeds else [])])
+    columns = [f'to {result.labels[0]}', 'mean', f'{CONFIDENCE:.0%} interval', 'pictures better', 'worse']
+    return columns + ['by seed'] * result.has_seeds, rows
 
 
 def protocol_lines(result: Result) -> list[str]:
@@ -162,10 +168,12 @@ def protocol_lines(result: Result) -> list[str]:
         tiled = {label: scores[label].tiled for label in result.labels if scores[label].tiled}
         told = ', '.join(f'{label} {count} in tiles' for label, count in tiled.items()) or 'none in tiles'
         lines.append(f'{dataset}: {len(scores[result.baseline].pictures)} pictures, {told}')
+    if result.has_seeds:
+        lines.append("several seeds: figures are mean and standard deviation over trainings, pictures are the first's")
     if scale > 1:
         lines.append(f"bicubic: the input enlarged {scale} times by MATLAB's bicubic")
     for contender in result.comparison.contenders:
-        lines.append(f'{contender.label}: weights {contender.test["path"]["pretrain_network_g"]}')
+        lines += [f'{run.label}: weights {run.test["path"]["pretrain_network_g"]}' for run in contender.runs]
         if contender.published:
             lines.append(f'{contender.label}, published: {contender.test["published"]["source"]}')
         lines += [f'{contender.label} differs: {line}' for line in contender.differences]
@@ -199,11 +207,20 @@ def latex(result: Result) -> str:
             if cost
             else ['-'] * 2
         )
-        body.append([_escaped(row.who), *size, *marked(row, mark)])
+        body.append([_escaped(row.who), *size, *(cell.replace('±', r'$\pm$') for cell in marked(row, mark))])
     lines = [rf'\begin{{tabular}}{{l{"r" * (len(head) - 1)}}}', r'\toprule', ' & '.join(map(_escaped, head)) + r' \\']
     lines.append(r'\midrule')
     lines += [' & '.join(row) + r' \\' for row in body]
     return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', ''])
+
+
+def every_run(result: Result, scores: dict[str, Scores]) -> dict[str, Scores]:
+    """A test set's figures by everybody, repeats under their own labels."""
+    found = dict(scores)
+    for contender in result.comparison.contenders:
+        repeats = scores[contender.label].repeats
+        found |= dict(zip((run.label for run in contender.repeats), repeats, strict=True))
+    return found
 
 
 def _escaped(text: str) -> str:
@@ -217,7 +234,7 @@ def comma_separated(result: Result) -> str:
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow(['dataset', 'picture', 'who', 'metric', 'value'])
     for dataset, scores in result.findings.items():
-        for who, found in scores.items():
+        for who, found in every_run(result, scores).items():
             for picture, row in found.pictures.items():
                 writer.writerows([dataset, picture, who, metric, repr(value)] for metric, value in row.items())
     return file.getvalue()
@@ -250,7 +267,7 @@ def record(result: Result) -> dict[str, Any]:
             for dataset in result.findings
         },
         'pictures': {
-            dataset: {who: found.pictures for who, found in scores.items()}
+            dataset: {who: found.pictures for who, found in every_run(result, scores).items()}
             for dataset, scores in result.findings.items()
         },
     }

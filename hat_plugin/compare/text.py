@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 from hat_plugin.compare.timing import Spread
@@ -29,6 +30,15 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 def figure(value: float) -> str:
     """A metric's value: two decimals from 1 upwards (dB), four below (SSIM, LPIPS)."""
     return f'{value:.2f}' if abs(value) >= 1 or math.isnan(value) else f'{value:.4f}'
+
+
+def spread_figure(values: Sequence[float]) -> str:
+    """A metric's mean over seeds, with their standard deviation; of one seed its figure."""
+    mean = figure(statistics.fmean(values))
+    if len(values) < 2:
+        return mean
+    digits = len(mean.partition('.')[2])
+    return f'{mean} ± {statistics.stdev(values):.{digits}f}'
 
 
 def signed(value: float) -> str:

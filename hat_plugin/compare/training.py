@@ -29,7 +29,7 @@ def check_earlier_runs(comparison: Comparison) -> None:
     Raises:
         HatPluginError: there is one; what differs is named.
     """
-    for contender in comparison.contenders:
+    for contender in comparison.runs:
         if contender.train is None:
             continue
         run = Path('experiments') / str(contender.train['name'])
@@ -71,11 +71,11 @@ def train_missing(comparison: Comparison, folder: Path, world: World) -> int:
     Raises:
         HatPluginError: a training failed; it has said why.
     """
-    missing = [each.label for each in comparison.contenders if each.train is not None and not each.weights.is_file()]
+    missing = [each.label for each in comparison.runs if each.train is not None and not each.weights.is_file()]
     missing = distributed.from_main(missing)
     options = folder / 'options'
     options.mkdir(parents=True, exist_ok=True)
-    for number, contender in enumerate((each for each in comparison.contenders if each.label in missing), 1):
+    for number, contender in enumerate((each for each in comparison.runs if each.label in missing), 1):
         file = options / file_name(contender)
         write_text_atomic(file, yaml.safe_dump(contender.train, sort_keys=False, allow_unicode=True))
         words = ['-opt', str(file), '--auto_resume']

@@ -141,6 +141,32 @@ def test_runs_of_other_options_are_refused(compared: Any, comparison: Options, w
     assert (outcome.code, 'nobody knows how it was trained' in outcome.err) == (2, True)
 
 
+def test_seeds_are_added_to_what_is_there(compared: Any, comparison: Options, written: Write, cli: Cli) -> None:
+    before, means = stamps(), record()['means']['photos']
+    del comparison['manual_seed']
+    file = written({**comparison, 'seeds': [1, 5]})
+    outcome = cli('compare', '-opt', file, '--rounds', '0')
+    assert outcome.code == 2
+    assert 'networks: SwinIR_seed5: no weights (experiments/small_SwinIR_seed5/' in outcome.err
+    outcome = cli('compare', '-opt', file, '--train', '--rounds', '0')
+    assert outcome.code == 0, outcome.err
+    assert {path: stamp for path, stamp in stamps().items() if path in before} == before
+    found = record()
+    for label in ('HAT', 'SwinIR'):
+        runs = [label, f'{label}_seed5']
+        each = [np.mean([row['psnr'] for row in found['pictures']['photos'][run].values()]) for run in runs]
+        assert each[0] == pytest.approx(means[label]['psnr']) != pytest.approx(each[1])
+        assert found['means']['photos'][label]['psnr'] == pytest.approx(np.mean(each))
+        spread = f'{np.mean(each):.2f} ± {np.std(each, ddof=1):.2f}'
+        row = next(line for line in outcome.out.splitlines() if line.startswith(f'| {label} '))
+        assert spread in row
+        assert f'{label}_seed5: weights experiments/small_{label}_seed5/models/net_g_latest.pth' in found['protocol']
+    assert len(found['differences']['photos']['psnr']['SwinIR']['by_seed']) == 2
+    assert r'$\pm$' in (RESULTS / 'table.tex').read_text(encoding='utf-8')
+    page = (RESULTS / 'report.html').read_text(encoding='utf-8')
+    assert spread in page and 'by seed' in page
+
+
 def test_test_files_are_compared_as_they_are(compared: Any, written: Write, cli: Cli) -> None:
     files = []
     published = {'source': 'a paper', 'figures': {'photos': {'ssim': 0.5}}}

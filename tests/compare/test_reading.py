@@ -40,6 +40,21 @@ def test_a_comparison_file_stands_for_a_training_and_a_test_of_each_network(
         }  # fmt: skip
 
 
+def test_seeds_repeat_each_training(comparison: Options, written: Write) -> None:
+    alone = read_comparison([written(comparison)], trains=True)
+    comparison['seeds'] = [comparison.pop('manual_seed'), 7]
+    comparison['differences'] = {'SwinIR': {'train': {'grad_clip': 1.0}}}
+    found = read_comparison([written(comparison)], trains=True)
+    assert [run.label for run in found.runs] == ['HAT', 'SwinIR', 'HAT_seed7', 'SwinIR_seed7']
+    assert found.contenders[0].train == alone.contenders[0].train, 'what was trained without seeds is taken up'
+    for contender in found.contenders:
+        first, second = (run.train or {} for run in contender.runs)
+        assert (first['manual_seed'], second['manual_seed']) == (1, 7)
+        assert {**first, 'manual_seed': 7, 'name': second['name']} == second
+        assert second['name'] == f'small_{contender.label}_seed7'
+    assert found.runs[3].differences == ('train: grad_clip: 1.0',)
+
+
 def test_validation_sets_serve_both_and_are_tested_on_where_there_are_no_others(
     comparison: Options, written: Write
 ) -> None:
@@ -84,6 +99,19 @@ def test_differences_are_those_of_one_network_and_are_told(comparison: Options, 
         (
             {'weights': {'HAT': 'x.pth'}, 'differences': {'HAT': {'train': {'total_iter': 3}}}},
             'differences: HAT: train: has no effect: its weights are named',
+        ),
+        ({'seeds': [1]}, 'seeds: '),
+        ({'seeds': [1, 'a']}, "seeds: 1: 'a': a whole number is wanted"),
+        ({'seeds': [1, 2, 1], 'manual_seed': None}, 'seeds: 1: stands there twice'),
+        ({'seeds': [1, 2]}, 'manual_seed: has no effect beside seeds'),
+        (
+            {'seeds': [1, 2], 'differences': {'HAT': {'manual_seed': 3}}},
+            'differences: HAT: manual_seed: has no effect beside seeds',
+        ),
+        ({'seeds': [1, 2], 'train': None}, 'seeds: has no effect without a train section'),
+        (
+            {'seeds': [1, 2], 'networks': {'HAT': {'type': 'HAT'}, 'HAT_seed2': {'type': 'HAT'}}},
+            'networks: HAT_seed2: the name is taken',
         ),
         ({'published': {'Hat': {}}}, 'published: Hat: figures: missing'),
         (
