@@ -44,8 +44,7 @@ class Contender:
     @property
     def published(self) -> dict[str, dict[str, float]]:
         """Figures that others published of it: test set -> metric -> figure."""
-        found: dict[str, dict[str, float]] = section_of(section_of(self.test, 'published'), 'figures')  # type: ignore[assignment]
-        return found
+        return dict(section_of(section_of(self.test, 'published'), 'figures'))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 
 import pytest
 
-from hat_plugin.kernels import library
+from hat_plugin.kernels import build as build_module
+from hat_plugin.kernels import check, library
 from hat_plugin.kernels.build import BuildError, build, main
 from hat_plugin.kernels.window_attention import available
 
@@ -26,6 +28,18 @@ def test_two_processes_build_at_once_and_one_compiles(built):
     assert len(built.compiler_calls) == len(library.SOURCES) + 1  # each compiled once, and linked
     assert sorted(path.suffix for path in built.folder.iterdir()) == ['', '.so']  # the lock and the library
     assert built.folder.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize('level', ['x86-64', 'x86-64-v3', 'x86-64-v4'])
+def test_processors_with_shorter_vectors(built, tmp_path, level):
+    """The kernels as they are compiled for others than this one: SSE2, AVX2, AVX-512 without bf16."""
+    flags = library._processor().split()
+    wanted = {'x86-64': 'sse2', 'x86-64-v3': 'avx2', 'x86-64-v4': 'avx512vl'}[level]
+    if platform.machine() != 'x86_64' or wanted not in flags:
+        pytest.skip(f'this processor does not run {level}')
+    file = tmp_path / 'kernels.so'
+    build_module._compile(build_module._compiler(), file, f'-march={level}')
+    assert list(check.faults(file)) == []
 
 
 def test_what_others_may_have_written_is_not_loaded(built, cache):
