@@ -88,7 +88,9 @@ def _check_comparison(args: argparse.Namespace) -> int:
     from hat_plugin.compare.reading import read_comparison
 
     comparison = read_comparison([args.opt], args.force_yml, trains=True, need_data=not args.no_data)
-    print(f'{args.opt}: the options are right ({comparison.name}, {len(comparison.contenders)} networks)')
+    trainings = sum(run.train is not None for run in comparison.runs)
+    told = f'{len(comparison.contenders)} networks, {trainings} trainings'
+    print(f'{args.opt}: the options are right ({comparison.name}, {told})')
     problems: list[str] = []
     sets: Options = {}
     for contender in comparison.contenders:

@@ -294,7 +294,7 @@ def test_pictures_without_truth_are_shown_beside_the_others(
 def test_check_reads_comparison_files(comparison: Options, written: Write, cli: Cli) -> None:
     outcome = cli('check', '-opt', written(comparison), '--workers', '0')
     assert outcome.code == 0, outcome.err
-    assert 'the options are right (small, 2 networks)' in outcome.out
+    assert 'the options are right (small, 2 networks, 2 trainings)' in outcome.out
     assert 'data test_1 (photos): 12 images read, 6 pairs, all good' in outcome.out
     comparison['networks']['HAT']['embed_dim'] = 9
     outcome = cli('check', '-opt', written(comparison), '--no-data')
