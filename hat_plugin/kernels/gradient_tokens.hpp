@@ -4,8 +4,6 @@
 
 #include "windows.hpp"
 
-#include <cmath>
-
 // The caller fills it. Where windows of keys overlap, dk and dv are fp32 whatever the tensors are, and are added to.
 struct WindowGradient {
     WindowAttention forward;  // as it ran, `out` and `softmax` as it left them
@@ -29,7 +27,8 @@ struct Target {
 template <class T> struct GradientTokens : Sizes {
     uint32_t *q, *g, *k, *v;  // queries and output gradients as units, keys and values as panels
     uint32_t *k_value, *few;  // keys packed as values; a few tokens
-    float *lse, *mean;        // of each query, log2 of its logits' sum of exponentials; the slopes' mean under the weights
+    float *top, *inverse;     // of each query, its largest logit in powers of two, 1 / the sum of its exponentials
+    float *mean;              // of its slopes under its weights: sum(dO O)
     T **q_row, **k_row, **v_row, **g_row, **out_row, **dq_row;
     void **dk_row, **dv_row;
 
@@ -42,15 +41,15 @@ template <class T> struct GradientTokens : Sizes {
         for (uint32_t **part : {&k, &v}) arena.take(*part, panels());
         arena.take(k_value, keys * values);
         arena.take(few, Sizes::few());
-        for (float **part : {&lse, &mean}) arena.take(*part, queries);
+        for (float **part : {&top, &inverse, &mean}) arena.take(*part, queries);
         for (T ***rows : {&q_row, &g_row, &out_row, &dq_row}) arena.take(*rows, n);
         for (T ***rows : {&k_row, &v_row}) arena.take(*rows, m);
         for (void ***rows : {&dk_row, &dv_row}) arena.take(*rows, m);
     }
 };
 
-// A query's logits of LANES keys to its weights.
-inline Floats weights_of(Floats logits, float lse) { return power_of_two(logits * LOG2_E - lse); }
+// A query's logits of LANES keys to its weights, by the very steps of the forward pass.
+inline Floats weights_of(Floats logits, float top, float inverse) { return power_of_two(logits * LOG2_E - top) * inverse; }
 
 // Ask for a row's memory before it is written.
 inline void fetch_to_write(void *row, int64_t bytes) {
@@ -104,8 +103,8 @@ template <class P, class T> void pack_tokens(const WindowGradient &g, const Plac
     pack_values<P>(w, w.k_row, w.m, w.keys, w.k_value);
     const Softmax *softmax = softmax_of(a, at, w);
     for (int64_t i = 0; i < w.queries; ++i) {
-        const float none = std::numeric_limits<float>::max();  // no weight but 2 ** -126
-        w.lse[i] = i < w.n ? softmax[i].peak * LOG2_E + std::log2(softmax[i].sum) : none;
+        w.top[i] = i < w.n ? softmax[i].peak * LOG2_E : std::numeric_limits<float>::max();
+        w.inverse[i] = i < w.n ? 1.0f / softmax[i].sum : 0.0f;
         w.mean[i] = 0;
         if (i >= w.n) continue;
         fetch<T>(w.out_row, i + AHEAD, w.n, w.width);

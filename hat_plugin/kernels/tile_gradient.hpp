@@ -78,7 +78,8 @@ void slopes_of_products(const TileGradientSpace<T> &w, int64_t first, const B *b
                     const int64_t at = query * w.m + column, count = std::clamp<int64_t>(w.m - column, 0, LANES);
                     Floats logit = read<Floats>(w.weights + room) * scale + load(bias + at, count);
                     if (mask) logit += load(mask + at, count);
-                    p[o][side] = first_lanes(weights_of(logit, w.lse[first + r + o]), count, 0.0f);
+                    const Floats weight = weights_of(logit, w.top[first + r + o], w.inverse[first + r + o]);
+                    p[o][side] = first_lanes(weight, count, 0.0f);
                     slope[o][side] = p[o][side] * (read<Floats>(w.slopes + room) - w.mean[first + r + o]);
                     if (first + r + o < w.n) store(dbias + at, load(dbias + at, count) + slope[o][side], count);
                 }

@@ -202,6 +202,18 @@ def test_gradients_of_windows_that_fill_no_vector(kernel, dtype, window, overlap
         assert error(one, other.double()) < (5e-6 if dtype == torch.float32 else 2e-2)
 
 
+def test_gradients_of_large_logits(kernel):
+    """The forward pass's weights are met again to the last bit, however large the logits are."""
+    torch.manual_seed(0)
+    qkv, bias = torch.randn(1, 16, 24, 3 * 2 * 15, requires_grad=True), torch.randn(2, 64, 64) * 100
+    found = image_window_attention(qkv, bias.requires_grad_(), scale=0.3, num_heads=2, window_size=8)
+    expected = published(qkv * torch.tensor([0.3 * 15**0.5, 1, 1]).repeat_interleave(30), bias, 2, 8)
+    slope = torch.randn(found.shape)
+    results = torch.autograd.grad(found, (qkv, bias), slope)
+    for one, other in zip(results, torch.autograd.grad(expected, (qkv, bias), slope.double()), strict=True):
+        assert error(one, other.double()) < 1e-4
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_gradients_are_the_same_each_time(kernel, dtype):
     """Bit by bit, so that training can be resumed; for another number of threads but for the order of a sum."""
