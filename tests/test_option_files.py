@@ -14,7 +14,8 @@ from basicsr.utils.options import parse_options
 from hat_plugin.compare.reading import read_comparison
 from hat_plugin.engine.macs import count_macs
 from hat_plugin.engine.networks import build
-from hat_plugin.engine.options import load_options, read_yaml
+from hat_plugin.engine.options import apply_force_yml, check_options, inert_options, load_options, read_yaml
+from hat_plugin.errors import OptionsError
 
 OPTIONS = Path(__file__).resolve().parent.parent / 'options'
 COMPARISONS = sorted(OPTIONS.glob('compare_*.yml'))
@@ -126,3 +127,17 @@ def test_test_files_of_one_task_are_comparable(
     files = [str(OPTIONS / f'test_{label}_{task}.yml') for label in labels]
     found = read_comparison(files, need_data=False)
     assert (found.name, [contender.label for contender in found.contenders]) == (f'compare_{task}', list(labels))
+
+
+def test_published_figures_outlive_a_set_or_a_metric_that_is_left_out(tmp_path: Path) -> None:
+    """People test on the sets that they have, and by metrics of their own."""
+    opt = apply_force_yml(read_yaml(OPTIONS / 'test_HAT_SRx4.yml'), ['datasets:test_1:name=mine'])
+    del opt['datasets']['test_5'], opt['val']['metrics']['ssim']
+    check_options(opt, 'x.yml', is_train=False, need_data=False)
+    told = [line for line in inert_options(opt, is_train=False) if line.startswith('published')]
+    assert told[0] == 'published: figures: Set5: has no effect here: no test set of that name'
+    assert told[1] == 'published: figures: Set14: has no effect here: ssim is not measured'
+    assert told[-1] == 'published: figures: Manga109: has no effect here: no test set of that name'
+    opt['datasets']['test_2']['name'] = 'Set_14'
+    with pytest.raises(OptionsError, match="figures: Set14: unknown test set; did you mean 'Set_14'"):
+        check_options(opt, 'x.yml', is_train=False, need_data=False)

@@ -136,6 +136,8 @@ def _without_effect(raw: Options, labels: Mapping[str, Any]) -> list[str]:
     """What `seeds` makes void, and what makes it void."""
     if not raw.get('train'):
         return ['seeds: has no effect without a train section; remove it']
+    if set(labels) <= set(raw.get('weights') or {}):
+        return ['seeds: has no effect: the weights of all networks are named, none is trained; remove it']
     problems = ['manual_seed: has no effect beside seeds; remove it'] if raw.get('manual_seed') is not None else []
     problems += [
         f'differences: {label}: manual_seed: has no effect beside seeds; remove it'
@@ -145,7 +147,7 @@ def _without_effect(raw: Options, labels: Mapping[str, Any]) -> list[str]:
     problems += [
         f'networks: {label}: the name is taken by a network of those here trained from that seed; choose another'
         for label in labels
-        if any(label == f'{other}_seed{seed}' for other in labels for seed in raw['seeds'])
+        if any(label == f'{other}_seed{seed}' for other in labels for seed in raw['seeds'][1:])
     ]
     return problems
 

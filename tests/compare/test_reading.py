@@ -110,6 +110,10 @@ def test_differences_are_those_of_one_network_and_are_told(comparison: Options, 
         ),
         ({'seeds': [1, 2], 'train': None}, 'seeds: has no effect without a train section'),
         (
+            {'seeds': [1, 2], 'weights': {'HAT': 'x.pth', 'SwinIR': 'x.pth'}},
+            'seeds: has no effect: the weights of all networks are named',
+        ),
+        (
             {'seeds': [1, 2], 'networks': {'HAT': {'type': 'HAT'}, 'HAT_seed2': {'type': 'HAT'}}},
             'networks: HAT_seed2: the name is taken',
         ),

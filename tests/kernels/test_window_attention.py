@@ -203,7 +203,7 @@ def test_gradients_of_windows_that_fill_no_vector(kernel, dtype, window, overlap
 
 
 def test_gradients_of_large_logits(kernel):
-    """The forward pass's weights are met again to the last bit, however large the logits are."""
+    """Where one key has nearly all of a query's weight."""
     torch.manual_seed(0)
     qkv, bias = torch.randn(1, 16, 24, 3 * 2 * 15, requires_grad=True), torch.randn(2, 64, 64) * 100
     found = image_window_attention(qkv, bias.requires_grad_(), scale=0.3, num_heads=2, window_size=8)

@@ -19,6 +19,7 @@ from hat_plugin.engine.schema.fit import fit_problems
 from hat_plugin.engine.schema.losses import LISTED_LOSS, LOSS, loss_problems, patch_shape
 from hat_plugin.engine.schema.metrics import metric_problems
 from hat_plugin.engine.schema.models import ModelFacts, model_facts
+from hat_plugin.engine.schema.notes import measured_names
 from hat_plugin.engine.schema.report import (
     nearest,
     section_of,
@@ -29,6 +30,7 @@ from hat_plugin.engine.schema.report import (
 from hat_plugin.engine.schema.sections import LoggerOptions, PathOptions
 
 Problems = list[str]
+SLIP = 0.8  # how much a name equals the one that was meant
 LOSS_SLOTS = ('pixel_opt', 'perceptual_opt', 'ldl_opt', 'gan_opt', 'feature_matching_opt')
 # Keys that the run's own machinery puts at the top level; an option file that was printed back may hold them.
 RUNTIME_KEYS = {'dist', 'rank', 'world_size', 'is_train', 'auto_resume', 'root_path'}
@@ -164,20 +166,22 @@ def _val_problems(opt: Mapping[str, Any], facts: ModelFacts, is_train: bool) -> 
 
 
 def _published_problems(opt: Mapping[str, Any], is_train: bool) -> Problems:
-    """Figures of test sets or metrics that the file does not have would never be seen."""
+    """Slips in names; figures of sets or metrics that were left out of the file are no mistake, see `notes`."""
     figures = section_of(section_of(opt, 'published'), 'figures')
     if figures and is_train:
         return ['published: has no effect on a training; put it into the test file']
-    blocks = section_of(opt, 'datasets').values()
-    sets = [str(block.get('name')) for block in blocks if isinstance(block, Mapping)]
-    metrics = [str(name) for name in section_of(section_of(opt, 'val'), 'metrics')]
-    problems: Problems = []
+    sets, metrics = measured_names(opt)
+    problems = [
+        unknown_line(('published', 'figures', str(name)), sets - set(figures), 'test set')
+        for name in figures
+        if name not in sets and nearest(str(name), sets - set(figures), cutoff=SLIP)
+    ]
     for name, row in figures.items():
-        place = ('published', 'figures', str(name))
-        if name not in sets:
-            problems.append(unknown_line(place, sets, 'test set'))
-        elif isinstance(row, Mapping):
-            problems += [unknown_line((*place, str(key)), metrics, 'metric') for key in row if key not in metrics]
+        problems += [
+            unknown_line(('published', 'figures', str(name), str(key)), metrics - set(row), 'metric')
+            for key in (row if isinstance(row, Mapping) else ())
+            if key not in metrics and nearest(str(key), metrics - set(row), cutoff=SLIP)
+        ]
     return problems
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from hat_plugin.engine.schema.data import required_keys
 from hat_plugin.engine.schema.models import model_facts
+from hat_plugin.engine.schema.report import section_of
 from hat_plugin.engine.stages import STAGE_KEYS
 
 _FOR_TRAINING = ('use_shuffle', 'batch_size_per_gpu', 'dataset_enlarge_ratio', 'gt_size', 'use_hflip', 'use_rot')
@@ -38,6 +39,7 @@ def inert_options(opt: Mapping[str, Any], *, is_train: bool) -> list[str]:
         val, path = opt.get('val') or {}, opt.get('path') or {}
         for place, section, keys in (('val', val, ('val_freq', 'at_start')), ('path', path, ('resume_state',))):
             found += [f'{place}: {key}: has no effect here: it is for training' for key in keys if section.get(key)]
+        found += _published_notes(opt)
     elif ((opt.get('logger') or {}).get('wandb') or {}).get('project') and not opt['logger'].get('use_tb_logger'):
         found.append('logger: wandb: has no effect here: it mirrors TensorBoard; set use_tb_logger: true')
     if is_train and (opt.get('val') or {}).get('suffix'):
@@ -60,6 +62,24 @@ def _data_notes(opt: Mapping[str, Any], is_train: bool) -> list[str]:
                 for name in (*_FOR_TRAINING, *_AUGMENTATIONS, *STAGE_KEYS)
                 if section.get(name) is not None and name not in required_keys(section.get('type'))
             ]
+    return found
+
+
+def measured_names(opt: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """Names of a file's data sets, and of its metrics."""
+    blocks = section_of(opt, 'datasets').values()
+    sets = {str(block.get('name')) for block in blocks if isinstance(block, Mapping)}
+    return sets, {str(name) for name in section_of(section_of(opt, 'val'), 'metrics')}
+
+
+def _published_notes(opt: Mapping[str, Any]) -> list[str]:
+    sets, metrics = measured_names(opt)
+    found = []
+    for name, row in section_of(section_of(opt, 'published'), 'figures').items():
+        left_out = [key for key in row if name not in sets or key not in metrics]
+        if left_out:
+            told = 'no test set of that name' if name not in sets else f'{", ".join(left_out)} is not measured'
+            found.append(f'published: figures: {name}: has no effect here: {told}')
     return found
 
 
