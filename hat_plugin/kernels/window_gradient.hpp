@@ -114,7 +114,7 @@ void panel_units(const GradientSpace<T> &w, int64_t first, int64_t row, int64_t 
 }
 
 // To the sums of a panel's keys, (COUNT channels, PANEL), add `units` of queries, their weights or slopes times their
-// tokens; a token's units begin `stride` after the one's before. FRESH: there are no sums yet.
+// tokens; a token's units begin `stride` after those of the one before. `fresh`: there are no sums yet.
 template <class P, int COUNT>
 void spread(const uint32_t *weights, const uint32_t *tokens, int64_t stride, int64_t units, bool fresh, float *result) {
     for (int side = 0; side < 2; ++side, weights += LANES, result += LANES) {
