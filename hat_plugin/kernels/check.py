@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hat_plugin.kernels import products, tile_products
+from hat_plugin.kernels.feed_forward import feed_forward_gradient, plain_feed_forward
 from hat_plugin.kernels.geometry import Geometry
 from hat_plugin.kernels.library import BF16_WAYS, open_library
 from hat_plugin.kernels.native import run_image, run_image_gradient, run_windows
@@ -77,6 +79,22 @@ def largest_product_error(library: ctypes.CDLL, inputs: int, outputs: int, taps:
     return max(((one - other).abs().max() / other.abs().max()).item() for one, other in pairs)
 
 
+def largest_feed_forward_error(library: ctypes.CDLL, channels: int, hidden: int) -> float:
+    """The same for the gradients of a normalised MLP with its residual."""
+    random = torch.Generator().manual_seed(0)
+    shapes = ((2, 5, 67, channels), (2, 5, 67, channels), (channels,), (channels,), (hidden, channels), (hidden,))
+    x, grad, *inputs = (torch.randn(shape, generator=random) for shape in (*shapes, (channels, hidden), (channels,)))
+
+    def layers(scale: Tensor, offset: Tensor, *pairs: Tensor) -> tuple[products.Norm, products.Layer, products.Layer]:
+        return products.Norm(scale, offset, 1e-5), products.Layer(*pairs[:2]), products.Layer(*pairs[2:])
+
+    found = feed_forward_gradient(x, grad, *layers(*inputs), library=library)
+    wide = [tensor.double().requires_grad_() for tensor in (x, *inputs)]
+    expected = torch.autograd.grad(plain_feed_forward(wide[0], *layers(*wide[1:])), wide, grad.double())
+    pairs = zip(found, expected, strict=True)
+    return max(((one - other).abs().max() / other.abs().max()).item() for one, other in pairs)
+
+
 def largest_tile_error(library: ctypes.CDLL, inputs: int, outputs: int) -> float:
     """The same for a normalised MLP in bf16 by AMX, and a layer with all that is added."""
     random = torch.Generator().manual_seed(0)
@@ -101,6 +119,10 @@ def faults(library_file: Path) -> Iterator[str]:
         error = largest_product_error(library, inputs, outputs, taps)
         if not error < 1e-5:
             yield f'products, {inputs} to {outputs} channels, {taps} taps: error {error}, bound 1e-5'
+    for channels, hidden in ((30, 60), (17, 5)):
+        error = largest_feed_forward_error(library, channels, hidden)
+        if not error < 1e-5:
+            yield f'gradients of an MLP, {channels} channels, {hidden} hidden: error {error}, bound 1e-5'
     own_way = library.hat_bf16_way(-1)
     for inputs, outputs in ((30, 60), (17, 5)) if library.hat_bf16_way(_AMX) == _AMX else ():
         error = largest_tile_error(library, inputs, outputs)

@@ -1,4 +1,4 @@
-// The GELU of a vector.
+// The GELU of a vector, and its slope.
 
 #pragma once
 
@@ -6,8 +6,8 @@
 
 namespace {
 
-// x * (1 + erf(x / sqrt(2))) / 2; erf by a rational function fitted here on [-5.6, 5.6], to 2e-8; beyond, fp32 has 1.
-inline Floats gelu(Floats x) {
+// erf(x / sqrt(2)) by a rational function fitted here on [-5.6, 5.6], to 2e-8; beyond, fp32 has 1.
+inline Floats error_function(Floats x) {
     const Floats y = smaller(all(5.6f), larger(all(-5.6f), x));
     const Floats u = y * y;
     Floats p = all(4.429087981e-08f), q = all(1.180214135e-06f);
@@ -21,8 +21,21 @@ inline Floats gelu(Floats x) {
     q = q * u + 2.528332870e-01f;
     p = p * u + 7.978844431e-01f;
     q = q * u + 1.0f;
+    return quotient(y * p, q);
+}
+
+// x * (1 + erf(x / sqrt(2))) / 2.
+inline Floats gelu(Floats x) {
     const Floats half = 0.5f * x;
-    return half + half * quotient(y * p, q);
+    return half + half * error_function(x);
+}
+
+// The same, and its slope.
+inline Floats gelu(Floats x, Floats &slope) {
+    const Floats below = 0.5f + 0.5f * error_function(x);  // the part of a normal distribution that is below x
+    const Floats y = smaller(all(5.6f), larger(all(-5.6f), x));
+    slope = below + 0.398942280f * x * power_of_two(-0.721347520f * y * y);
+    return x * below;
 }
 
 // The same to 1e-4, for results that are rounded to bf16: (1 + erf(x / sqrt(2))) / 2 by a polynomial fitted here on

@@ -24,7 +24,7 @@ HEADERS = tuple(
     Path(__file__).with_name(f'{name}.hpp')
     for name in (
         *('memory', 'vectors', 'gelu', 'windows', 'tiles', 'gradient_tokens', 'window_gradient', 'tile_gradient'),
-        *('tile_product', 'product', 'winograd', 'winograd_gradient'),
+        *('tile_product', 'product', 'feed_forward_gradient', 'winograd', 'winograd_gradient'),
     )
 )
 FLAGS = (
@@ -82,6 +82,17 @@ class ProductArguments(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in ('batch', 'height', 'width', 'inputs', 'outputs', 'taps', 'gelu', 'threads')
         ),
+        ('eps', ctypes.c_double),
+    )
+
+
+class FeedForwardGradientArguments(ctypes.Structure):
+    """The struct FeedForwardGradient of feed_forward_gradient.hpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ('x', 'grad', 'up', 'up_bias', 'down')),
+        *((name, ctypes.c_void_p) for name in ('dx', 'dup', 'dup_bias', 'ddown', 'ddown_bias')),
+        *((name, ctypes.c_int64) for name in ('pixels', 'channels', 'hidden', 'residual', 'threads')),
         ('eps', ctypes.c_double),
     )
 
@@ -184,12 +195,19 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.hat_product.argtypes = [ctypes.POINTER(ProductArguments)] * 2
     library.hat_tile_product.argtypes = [ctypes.POINTER(TileProductArguments)] * 2
     library.hat_convolution_gradient.argtypes = [ctypes.POINTER(ConvolutionGradientArguments)]
+    library.hat_feed_forward_gradient.argtypes = [ctypes.POINTER(FeedForwardGradientArguments)]
     library.hat_gather_bias.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 5]
     library.hat_bf16_way.argtypes = [ctypes.c_int]
     library.hat_vector_bits.argtypes = []
     for name in (
         *('hat_window_attention', 'hat_window_attention_gradient', 'hat_gather_bias', 'hat_bf16_way'),
-        *('hat_product', 'hat_tile_product', 'hat_convolution_gradient', 'hat_vector_bits'),
+        *(
+            'hat_product',
+            'hat_tile_product',
+            'hat_convolution_gradient',
+            'hat_feed_forward_gradient',
+            'hat_vector_bits',
+        ),
     ):
         getattr(library, name).restype = ctypes.c_int
     return library

@@ -57,20 +57,25 @@ inline void locate_pixels(const Product &a, int64_t first, int64_t count, const 
     }
 }
 
-// One pixel's channels with mean 0 and variance 1, then scaled and moved.
-inline void normalise(const Product &a, const float *from, float *to) {
+// One pixel's channels with mean 0; gives what they are to be multiplied by to have variance 1.
+inline float centre(const float *from, int64_t channels, double eps, float *to) {
     Floats sums = {};
-    for (int64_t c = 0; c < a.inputs; c += LANES) sums += load(from + c, a.inputs - c);
-    const float mean = total(sums) / a.inputs;
+    for (int64_t c = 0; c < channels; c += LANES) sums += load(from + c, channels - c);
+    const float mean = total(sums) / channels;
     Floats squares = {};
-    for (int64_t c = 0; c < a.inputs; c += LANES) {
-        const int64_t count = a.inputs - c;
+    for (int64_t c = 0; c < channels; c += LANES) {
+        const int64_t count = channels - c;
         const Floats apart = load(from + c, count) - mean;
         store(to + c, apart, count);
         const Floats kept = load(to + c, count);  // zeros behind the last channel
         squares += kept * kept;
     }
-    const float factor = 1.0f / std::sqrt(total(squares) / a.inputs + static_cast<float>(a.eps));
+    return 1.0f / std::sqrt(total(squares) / channels + static_cast<float>(eps));
+}
+
+// One pixel's channels with mean 0 and variance 1, then scaled and moved.
+inline void normalise(const Product &a, const float *from, float *to) {
+    const float factor = centre(from, a.inputs, a.eps, to);
     for (int64_t c = 0; c < a.inputs; c += LANES) {
         const int64_t count = a.inputs - c;
         store(to + c, load(to + c, count) * factor * load(a.norm_weight + c, count) + load(a.norm_bias + c, count), count);

@@ -6,9 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hat_plugin.kernels import feed_forward as training
 from hat_plugin.kernels import products
 from hat_plugin.kernels.fused_products import kernels_for
+from hat_plugin.layers.lean import is_plain, through
 from hat_plugin.layers.linear import Linear
+from hat_plugin.layers.residual import DropPath
 from hat_plugin.layers.strips import like_weights
 
 
@@ -32,6 +35,13 @@ class Mlp(nn.Module):
         """(..., dim) to the same shape."""
         return self.drop(self.fc2(self.drop(self.act(self.fc1(like_weights(x, self.fc1))))))
 
+    def normed(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """`forward` of norm(x), of which it keeps x and what is before the GELU for gradients."""
+        (y,) = through(x, norm, self.fc1)
+        if self.training and self.drop.p:
+            return self.drop(self.fc2(self.drop(self.act(y))))
+        return through(y, self.act, self.fc2)[0]
+
 
 class GatedFeedForward(nn.Module):
     """A linear layer and a depthwise 3x3 convolution make two halves; one, through a GELU, weighs the other.
@@ -53,34 +63,53 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) to the same shape."""
-        x = self.depthwise(self.fc1(like_weights(x, self.fc1)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        gate, value = x.chunk(2, dim=-1)
+        return self._gated(self.fc1(like_weights(x, self.fc1)))
+
+    def normed(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """`forward` of norm(x), of which it keeps x for gradients."""
+        return self._gated(through(x, norm, self.fc1)[0])
+
+    def _gated(self, x: Tensor) -> Tensor:
+        gate, value = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).chunk(2, dim=-1)
         return self.drop(self.fc2(F.gelu(gate) * value))
 
 
-def add_feed_forward(x: Tensor, norm: nn.Module, feed_forward: nn.Module, drop_path: nn.Module | None = None) -> Tensor:
-    """x + drop_path(feed_forward(norm(x))); an MLP in inference by one kernel where there is one.
+def add_feed_forward(
+    x: Tensor, norm: nn.Module, feed_forward: Mlp | GatedFeedForward, drop_path: DropPath | None = None
+) -> Tensor:
+    """x + drop_path(feed_forward(norm(x))); an MLP by one kernel where there is one.
 
     Args:
         x: (B, H, W, dim), or windows (n, N, dim).
         norm: over the channels.
-        feed_forward: `Mlp` or `GatedFeedForward`.
+        feed_forward: what follows it.
         drop_path: leaves the branch out in training, or None.
 
     Returns:
         A tensor like x.
     """
+    dropped = drop_path is not None and drop_path.training and drop_path.drop_prob > 0
+    y = None
     if isinstance(feed_forward, Mlp) and isinstance(norm, nn.LayerNorm) and norm.bias is not None:
-        up, down = feed_forward.fc1, feed_forward.fc2
-        inference = not (torch.is_grad_enabled() or feed_forward.training)
-        layers = products.Layer(up.weight, up.bias, gelu=True), products.Layer(down.weight, down.bias)
-        first = products.Norm(norm.weight, norm.bias, norm.eps)
-        if inference and products.takes(x, norm.weight, norm.bias, up.weight, up.bias, down.weight, down.bias):
-            image = x if x.ndim == 4 else x[None]
-            return products.product(image, *layers, norm=first, add=image).view(x.shape)
-        kernels = kernels_for(x, up.weight, up.bias, down.weight, down.bias) if inference else None
-        if kernels is not None:
-            result: Tensor = kernels.feed_forward(x, first, *layers)
-            return result
-    y = feed_forward(norm(x))
+        y = _by_one_kernel(x, norm, feed_forward, residual=not dropped)
+        if y is not None and not dropped:
+            return y
+    if y is None:
+        y = feed_forward.normed(x, norm)
     return x + (y if drop_path is None else drop_path(y))
+
+
+def _by_one_kernel(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, *, residual: bool) -> Tensor | None:
+    """mlp(norm(x)), + x where it is a residual; None where no kernel is for it (in training all but the CPU's)."""
+    weights = norm.weight, norm.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias
+    first = products.Norm(norm.weight, norm.bias, norm.eps)
+    layers = products.Layer(mlp.fc1.weight, mlp.fc1.bias, gelu=True), products.Layer(mlp.fc2.weight, mlp.fc2.bias)
+    image = x if x.ndim == 4 else x[None]
+    inference = residual and not (torch.is_grad_enabled() or mlp.training)
+    if products.takes(x, *weights):
+        if inference:
+            return products.product(image, *layers, norm=first, add=image).view(x.shape)
+        plain = all(map(is_plain, (norm, mlp.fc1, mlp.act, mlp.fc2))) and not (mlp.training and mlp.drop.p)
+        return training.feed_forward(image, first, *layers, residual=residual).view(x.shape) if plain else None
+    kernels = kernels_for(x, *weights[2:]) if inference else None
+    return None if kernels is None else kernels.feed_forward(x, first, *layers)

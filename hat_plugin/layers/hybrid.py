@@ -23,6 +23,7 @@ from hat_plugin.layers.attention import (
 )
 from hat_plugin.layers.config import BlockConfig, WindowTables
 from hat_plugin.layers.feed_forward import Mlp, add_feed_forward
+from hat_plugin.layers.lean import through
 from hat_plugin.layers.linear import Linear, add_linear, linear, normed_linear
 from hat_plugin.layers.local import CAB
 from hat_plugin.layers.residual import DropPath, add_in_strips, like_convolution, residual_convolution
@@ -78,9 +79,10 @@ class HAB(nn.Module):
         if use_strips(x, self):
             whole = prefers_whole(x, self.attn.relative_position_bias_table)
             return self._whole(x, tables) if whole else self._in_strips(x, tables)
-        y = self.norm1(x)
-        attended = self.drop_path(self.attn(y, tables.self_index, tables.masks, self.shift_size))
-        x = x + torch.add(attended, self.conv_block(y), alpha=self.conv_scale)
+        qkv, compressed = through(x, self.norm1, self.attn.qkv, self.conv_block.first)
+        attended = self.attn.projected(self.attn.attended_pixels(qkv, tables.self_index, tables.masks, self.shift_size))
+        branch = self.conv_block.expand(compressed)
+        x = x + torch.add(self.drop_path(attended), branch, alpha=self.conv_scale)
         return add_feed_forward(x, self.norm2, self.mlp, self.drop_path)
 
     def _whole(self, x: Tensor, tables: WindowTables) -> Tensor:
@@ -138,7 +140,7 @@ class OCAB(nn.Module):
         """(B, H, W, C) to the same shape; H and W are multiples of the window."""
         if use_strips(x, self) and not prefers_whole(x, self.relative_position_bias_table):
             return self._in_strips(x, tables)
-        qkv, _ = normed_linear(x, self.norm1, self.qkv)
+        (qkv,) = through(x, self.norm1, self.qkv)
         x = add_linear(x, self._attended(qkv, tables.overlap_index), self.proj)
         return add_feed_forward(x, self.norm2, self.mlp)
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hat_plugin.layers.convolution import Conv2d
+from hat_plugin.layers.lean import through
 from hat_plugin.layers.strips import like_weights, map_rows, strips_of_rows
 
 
@@ -77,6 +78,17 @@ class CAB(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape; inside, the permuted view is channels_last, so nothing is copied."""
         return self.cab(like_weights(x, self.cab[0]).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    @property
+    def first(self) -> nn.Module:
+        """The convolution to few channels."""
+        return self.cab[0]
+
+    def expand(self, compressed: Tensor) -> Tensor:
+        """The rest of the block, from what `first` made: (B, H, W, few) to (B, H, W, C)."""
+        _, act, second, weigh = self.cab
+        (features,) = through(compressed, act, second)
+        return weigh(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def in_strips(self, x: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The block for inference, its last product left to the caller, who reads the features anyway.
@@ -144,10 +156,20 @@ class LocalEnhancement(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape; inside, the permuted view is channels_last, so nothing is copied."""
-        y = like_weights(x, self.conv).permute(0, 3, 1, 2)
-        y = self.act(self.norm1(self.conv(y)))
-        y = self.act(self.norm2(self.depthwise(y)))
-        return x + self.weigh(self.proj(y)).permute(0, 2, 3, 1)
+        narrow = self.conv(like_weights(x, self.conv).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.widen(narrow, x)
+
+    def widen(self, narrow: Tensor, x: Tensor) -> Tensor:
+        """The rest of it, from what `conv` made of x: (B, H, W, narrow) and (B, H, W, C) to (B, H, W, C)."""
+        y = self._after(narrow, self.norm1, self.depthwise)
+        y = self._after(y, self.norm2, self.proj)
+        return x + self.weigh(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _after(self, y: Tensor, norm: nn.Module, convolution: nn.Module) -> Tensor:
+        """convolution(act(norm(y))), channels last."""
+        if not isinstance(norm, nn.Identity):
+            y = norm(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return through(y, self.act, convolution)[0]
 
 
 def _normalisation(name: str, channels: int) -> nn.Module:

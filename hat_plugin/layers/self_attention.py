@@ -65,7 +65,11 @@ class WindowAttention(nn.Module):
         Returns:
             (B, H, W, C).
         """
-        return self.proj_drop(self.proj(self.attended(x, index, masks, shift_size)))
+        return self.projected(self.attended(x, index, masks, shift_size))
+
+    def projected(self, attended: Tensor) -> Tensor:
+        """What follows attention; (..., C) to the same shape."""
+        return self.proj_drop(self.proj(attended))
 
     def attended(self, x: Tensor, index: Tensor, masks: Tensor | None = None, shift_size: int = 0) -> Tensor:
         """`forward` before the projection; the same arguments."""

@@ -13,6 +13,7 @@ from hat_plugin.layers.config import BlockConfig, WindowTables
 from hat_plugin.layers.feed_forward import GatedFeedForward, Mlp, add_feed_forward
 from hat_plugin.layers.fusion import FUSIONS, both, fusion
 from hat_plugin.layers.hybrid import OCAB
+from hat_plugin.layers.lean import through
 from hat_plugin.layers.linear import Linear
 from hat_plugin.layers.local import LocalEnhancement
 from hat_plugin.layers.resample import downsampling, upsampling
@@ -23,6 +24,7 @@ from hat_plugin.layers.strips import flat_steps, like_weights
 ARRANGEMENTS = ('parallel', 'sequential')
 FEED_FORWARDS = ('mlp', 'gated')
 SKIPS = ('concat', 'add')
+_ITSELF = nn.Identity()
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class HybridBlock(nn.Module):
             attn_drop=config.attn_drop,
             proj_drop=config.drop,
         )
-        self.local: nn.Module | None = None
+        self.local: LocalEnhancement | None = None
         if options.local:
             self.local = LocalEnhancement(dim, options.compress_ratio, options.norm, options.squeeze_factor)
             self.fusion = fusion(options.fusion, dim)
@@ -117,10 +119,13 @@ class HybridBlock(nn.Module):
 
     def forward(self, x: Tensor, tables: WindowTables) -> Tensor:
         """(B, H, W, C) to the same shape; H and W are multiples of the window."""
-        y = self.norm1(x)
-        mixed = self.attn(y, tables.self_index, tables.masks, self.shift_size)
+        if self.local is not None and self.parallel:
+            qkv, narrow, y = through(x, self.norm1, self.attn.qkv, self.local.conv, _ITSELF)
+        else:
+            (qkv,) = through(x, self.norm1, self.attn.qkv)
+        mixed = self.attn.projected(self.attn.attended_pixels(qkv, tables.self_index, tables.masks, self.shift_size))
         if self.local is not None:
-            mixed = self.fusion(mixed, self.local(y)) if self.parallel else self.local(mixed)
+            mixed = self.fusion(mixed, self.local.widen(narrow, y)) if self.parallel else self.local(mixed)
         x = x + self.drop_path(mixed)
         return add_feed_forward(x, self.norm2, self.mlp, self.drop_path)
 

@@ -236,11 +236,13 @@ def test_checkpointing_recomputes_and_keeps_gradients(small: Small, use_checkpoi
     sizes: dict[str, Any] = {'depths': [2, 2], 'num_heads': [2, 2], 'drop_rate': 0.2, 'drop_path_rate': 0.3}
     plain, net = small(**sizes).train(), small(**sizes, use_checkpoint=use_checkpoint).train()
     runs: list[str] = []
-    for name, module in net.named_modules():
-        if name.endswith('.norm2'):  # before the point where a recomputation has all it needs and stops
-            module.register_forward_hook(lambda *_, name=name: runs.append(name))
+    for each in (plain, net):
+        for name, module in each.named_modules():
+            if name.endswith('.norm2'):  # before the point where a recomputation has all it needs and stops
+                module.register_forward_hook(lambda *_, name=name: runs.append(name))
     for each in (plain, net):
         torch.manual_seed(5)
+        runs.clear()
         each(image()).square().mean().backward()
     assert len(runs) == 6 + expected
     for (name, p), q in zip(plain.named_parameters(), net.parameters(), strict=True):

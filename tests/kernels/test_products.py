@@ -223,14 +223,19 @@ def test_a_convolution_has_second_derivatives() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3 * float(other.abs().max()))
 
 
-def test_training_and_unusual_parts_go_through_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusual_parts_go_through_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, 'product', lambda *_, **__: pytest.fail('the kernel was called'))
     (x,) = random((2, 3, 4, 8))
-    norm, mlp = nn.LayerNorm(8), Mlp(8, 16)
+    norm, mlp, calls = nn.LayerNorm(8), Mlp(8, 16), []
     expected = x + mlp(norm(x))
-    torch.testing.assert_close(add_feed_forward(x, norm, mlp), expected)  # a gradient may be asked for
+    mlp.act = nn.GELU(approximate='tanh')
+    torch.testing.assert_close(add_feed_forward(x, norm, mlp), x + mlp(norm(x)))
+    mlp.act = nn.GELU()
+    with mlp.fc2.register_forward_hook(lambda *_: calls.append('fc2')):
+        torch.testing.assert_close(add_feed_forward(x, norm, mlp), expected)
+    assert calls == ['fc2']
+    assert add_feed_forward(x, norm, Mlp(8, 16, drop=0.5)).shape == x.shape
     with torch.no_grad():
-        torch.testing.assert_close(add_feed_forward(x, norm, mlp.train()), expected)
         torch.testing.assert_close(add_feed_forward(x, nn.Identity(), mlp.eval()), x + mlp(x))
         wide = mlp.double()
         assert add_feed_forward(x.double(), norm.double(), wide).dtype == torch.float64

@@ -1,0 +1,245 @@
+"""What is cheap to compute again is not kept for the backward pass.
+
+A linear layer keeps its input for its weight's gradient. Where that is what a normalisation or a GELU made, whose own
+input is kept as well, it is the same twice: beside attention most of what training a transformer holds. Here the layers
+that read such a result keep what it was made from.
+
+Under torch.compile the compiler decides that by itself, and layers run as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hat_plugin.kernels.fused_products import kernels_for
+from hat_plugin.kernels.products import Layer, Norm
+from hat_plugin.layers.convolution import Conv2d, Geometry, convolution_gradients, convolve
+from hat_plugin.layers.linear import Linear, linear, normed_linear
+from hat_plugin.layers.strips import like_weights
+
+_LINEAR, _CONVOLUTIONS = (nn.Linear, Linear), (nn.Conv2d, Conv2d)
+
+
+def through(x: Tensor, step: nn.Module, *layers: nn.Module) -> tuple[Tensor, ...]:
+    """What each of the layers makes of step(x); for their gradients x is kept, and step(x) is made again.
+
+    Args:
+        x: (B, H, W, C), or (..., C) where no layer is a convolution.
+        step: a normalisation over the channels, or an activation.
+        layers: linear layers, convolutions, or `nn.Identity` for step(x) itself; their weights are of one dtype.
+
+    Returns:
+        A tensor for each layer, channels last, in the weights' dtype or autocast's; step(x) in its own.
+    """
+    made, readers = _Made.of(step), [_Reader.of(layer) for layer in layers]
+    plain = made is None or None in readers or not torch.is_grad_enabled() or _is_traced()
+    weights = [tensor for reader in readers if reader for tensor in (reader.weight, reader.bias)]
+    if plain or made is None or not any(isinstance(tensor, Tensor) for tensor in weights):
+        return _as_they_are(x, step, layers)
+    dtype = next(weight.dtype for weight in weights if weight is not None)
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+    weights = [None if tensor is None else tensor.to(dtype) for tensor in weights]
+    geometries = tuple(reader.geometry for reader in readers if reader)
+    recipe = _Recipe(made.function, len(made.parameters), geometries, dtype)
+    with torch.autocast(kind, enabled=False):
+        results: tuple[Tensor, ...] = _Through.apply(recipe, x, *made.parameters, *weights)
+    return results
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether it is a step or a layer that `through` knows, and nobody waits for its call by a hook."""
+    return _Made.of(module) is not None or _Reader.of(module) is not None
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+def _as_they_are(x: Tensor, step: nn.Module, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+    """`through` by calls of the modules."""
+    results: list[Tensor] = []
+    if isinstance(layers[0], nn.Linear) and not any(isinstance(layer, nn.Identity) for layer in layers):
+        first, y = normed_linear(x, step, layers[0])
+        results.append(first)
+    else:
+        y = step(x)
+    for layer in layers[len(results) :]:
+        if isinstance(layer, nn.Identity):
+            results.append(y)
+        elif isinstance(layer, nn.Conv2d):
+            results.append(layer(like_weights(y, layer).permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        else:
+            results.append(layer(like_weights(y, layer)))
+    return tuple(results)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks)
+
+
+class _Made(NamedTuple):
+    """A step as a function of its input and its parameters."""
+
+    function: Callable[..., Tensor]
+    parameters: tuple[Tensor | None, ...]
+
+    @classmethod
+    def of(cls, step: nn.Module) -> _Made | None:
+        """None where it is not known to give the same again, or somebody waits for its call by a hook."""
+        if type(step) is nn.LayerNorm and not _is_hooked(step):
+            return cls(_LayerNorm(step.eps), (step.weight, step.bias))
+        if type(step) is nn.GELU and step.approximate == 'none' and not _is_hooked(step):
+            return cls(F.gelu, ())
+        return None
+
+
+@dataclass(frozen=True)
+class _LayerNorm:
+    """A layer normalisation of an input by its parameters."""
+
+    eps: float
+
+    def __call__(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
+
+
+class _Reader(NamedTuple):
+    """A layer that reads what was made. A geometry: a convolution; no weight: what was made itself."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    geometry: Geometry | None = None
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> _Reader | None:
+        """None where a layer is of no such kind, or is hooked."""
+        if _is_hooked(layer):
+            return None
+        if type(layer) is nn.Identity:
+            return cls()
+        if type(layer) in _LINEAR:
+            return cls(layer.weight, layer.bias)  # type: ignore[arg-type]
+        geometry = Geometry.of(layer) if type(layer) in _CONVOLUTIONS else None  # type: ignore[arg-type]
+        return None if geometry is None else cls(layer.weight, layer.bias, geometry)  # type: ignore[arg-type]
+
+
+class _Recipe(NamedTuple):
+    """What `_Through` is to do with its tensors: the step's parameters, then each layer's weight and bias."""
+
+    step: Callable[..., Tensor]
+    parameters: int
+    geometries: tuple[Geometry | None, ...]
+    dtype: torch.dtype
+
+    def readers(self, tensors: Sequence[Tensor | None]) -> Iterator[_Reader]:
+        weights = tensors[self.parameters :]
+        return (_Reader(*pair) for pair in zip(weights[::2], weights[1::2], self.geometries, strict=True))
+
+    def compute(self, x: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """By torch's operators, with all gradients."""
+        y = self.step(x, *tensors[: self.parameters])
+        results = []
+        for weight, bias, geometry in self.readers(tensors):
+            if weight is None:
+                results.append(y)
+            elif geometry is None:
+                results.append(F.linear(y.to(self.dtype), weight, bias))
+            else:
+                image = y.to(self.dtype).permute(0, 3, 1, 2)
+                results.append(F.conv2d(image, weight, bias, *geometry).permute(0, 2, 3, 1))
+        return tuple(results)
+
+
+class _Through(torch.autograd.Function):
+    """See `through`."""
+
+    @staticmethod
+    def forward(ctx: Any, recipe: _Recipe, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.recipe = recipe
+        ctx.save_for_backward(x, *tensors)
+        readers = list(recipe.readers(tensors))
+        results: list[Tensor] = []
+        fused = _fused(recipe, x, tensors, readers)
+        if fused is not None:
+            results, y = [fused[0]], fused[1]
+        else:
+            y = recipe.step(x, *tensors[: recipe.parameters])
+        image = y.to(recipe.dtype)
+        for weight, bias, geometry in readers[len(results) :]:
+            if weight is None:
+                results.append(y)
+            elif geometry is None:
+                results.append(linear(image, weight, bias))
+            else:
+                results.append(convolve(image, weight, bias, geometry))
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        recipe: _Recipe = ctx.recipe
+        inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            if torch.is_grad_enabled():  # a gradient of this gradient may be asked for
+                wanted = [tensor for tensor, want in zip(inputs, needed, strict=True) if want]
+                results = recipe.compute(inputs[0], inputs[1:])
+                found = iter(torch.autograd.grad(results, wanted, grads, create_graph=True))
+                return None, *(next(found) if want else None for want in needed)
+            first = 1 + recipe.parameters
+            known = [
+                tensor.detach().requires_grad_(want) if tensor is not None else None
+                for tensor, want in zip(inputs[:first], needed, strict=False)
+            ]
+            with torch.enable_grad():
+                y = recipe.step(*known)
+            image, total = y.detach().to(recipe.dtype), None
+            of_weights: list[Tensor | None] = []
+            step_wanted = any(needed[:first])
+            readers = recipe.readers(inputs[1:])
+            for number, (grad, reader) in enumerate(zip(grads, readers, strict=True)):
+                at = first + 2 * number
+                of_image, *of_layer = _reader_gradients(image, grad, reader, (step_wanted, needed[at], needed[at + 1]))
+                of_weights += of_layer
+                total = of_image if total is None else total if of_image is None else total.add_(of_image)
+            leaves = [tensor for tensor in known if tensor is not None and tensor.requires_grad]
+            found = iter(torch.autograd.grad(y, leaves, total.to(y.dtype)) if total is not None else ())
+        return None, *(next(found) if want else None for want in needed[:first]), *of_weights
+
+
+def _fused(
+    recipe: _Recipe, x: Tensor, tensors: Sequence[Tensor | None], readers: Sequence[_Reader]
+) -> tuple[Tensor, Tensor] | None:
+    """The first layer's result, and the step's, by one kernel where there is one."""
+    weight, bias, geometry = readers[0]
+    itself = any(reader.weight is None for reader in readers)
+    if itself or weight is None or geometry is not None or not isinstance(recipe.step, _LayerNorm):
+        return None
+    scale, offset = tensors[:2]
+    kernels = kernels_for(x, weight, bias)
+    if kernels is None or scale is None or offset is None:
+        return None
+    norm = Norm(scale, offset, recipe.step.eps)
+    fused: tuple[Tensor, Tensor] = kernels.linear(x, Layer(weight, bias), norm=norm)
+    return fused
+
+
+def _reader_gradients(
+    image: Tensor, grad: Tensor, reader: _Reader, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of what a layer read, of its weight and its bias, each where it is wanted."""
+    weight, _, geometry = reader
+    if weight is None:
+        return grad, None, None
+    if geometry is not None:
+        return convolution_gradients(image, weight, grad, geometry, wanted)
+    rows = grad.reshape(-1, grad.shape[-1])
+    of_weight = rows.t() @ image.reshape(-1, image.shape[-1]) if wanted[1] else None
+    return grad @ weight if wanted[0] else None, of_weight, rows.sum(0) if wanted[2] else None
