@@ -85,12 +85,13 @@ def largest_feed_forward_error(library: ctypes.CDLL, channels: int, hidden: int)
     shapes = ((2, 5, 67, channels), (2, 5, 67, channels), (channels,), (channels,), (hidden, channels), (hidden,))
     x, grad, *inputs = (torch.randn(shape, generator=random) for shape in (*shapes, (channels, hidden), (channels,)))
 
-    def layers(scale: Tensor, offset: Tensor, *pairs: Tensor) -> tuple[products.Norm, products.Layer, products.Layer]:
-        return products.Norm(scale, offset, 1e-5), products.Layer(*pairs[:2]), products.Layer(*pairs[2:])
+    def parts(scale: Tensor, offset: Tensor, *weights: Tensor) -> tuple[products.Norm, products.Layer, products.Layer]:
+        up, up_bias, down, down_bias = weights
+        return products.Norm(scale, offset, 1e-5), products.Layer(up, up_bias), products.Layer(down, down_bias)
 
-    found = feed_forward_gradient(x, grad, *layers(*inputs), library=library)
+    found = feed_forward_gradient(x, grad, *parts(*inputs), library=library)
     wide = [tensor.double().requires_grad_() for tensor in (x, *inputs)]
-    expected = torch.autograd.grad(plain_feed_forward(wide[0], *layers(*wide[1:])), wide, grad.double())
+    expected = torch.autograd.grad(plain_feed_forward(wide[0], *parts(*wide[1:])), wide, grad.double())
     pairs = zip(found, expected, strict=True)
     return max(((one - other).abs().max() / other.abs().max()).item() for one, other in pairs)
 

@@ -7,19 +7,26 @@ pass makes them again, a block of pixels at a time, and that takes less time tha
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from hat_plugin.kernels import products
 from hat_plugin.kernels.library import FeedForwardGradientArguments, load
 from hat_plugin.kernels.products import Layer, Norm, check_fit
 
 
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether `feed_forward` is for such operands: those of `products.takes`, or fake ones that stand for them."""
+    return products.takes(*tensors) or products.would_take(*tensors)
+
+
 def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer, *, residual: bool = True) -> Tensor:
-    """down(GELU(up(norm(x)))), with gradients of x and all weights; operands as `products.takes` wants them.
+    """down(GELU(up(norm(x)))), with gradients of x and all weights; operands as `takes` wants them.
 
     Args:
         x: (B, H, W, C).
@@ -47,6 +54,8 @@ class _FeedForward(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
         *parameters, ctx.eps, ctx.residual = rest
         ctx.save_for_backward(x, *parameters)
+        if isinstance(x, FakeTensor):
+            return torch.empty_like(x)
         norm, up, down = _layers(parameters, ctx.eps)
         return products.product(x, up, down, norm=norm, add=x if ctx.residual else None)
 
@@ -58,7 +67,11 @@ class _FeedForward(torch.autograd.Function):
             result = plain_feed_forward(x, *_layers(parameters, ctx.eps), residual=ctx.residual)
             found = iter(torch.autograd.grad(result, wanted, grad, create_graph=True))
             return *(next(found) if needed else None for needed in ctx.needs_input_grad[:7]), None, None
-        gradients = feed_forward_gradient(x, grad, *_layers(parameters, ctx.eps), residual=ctx.residual)
+        gradients: Sequence[Tensor | None]
+        if isinstance(x, FakeTensor):
+            gradients = [None if tensor is None else torch.empty_like(tensor) for tensor in (x, *parameters)]
+        else:
+            gradients = feed_forward_gradient(x, grad, *_layers(parameters, ctx.eps), residual=ctx.residual)
         needed = zip(gradients, ctx.needs_input_grad, strict=False)
         return *(gradient if wanted else None for gradient, wanted in needed), None, None
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from hat_plugin.kernels.library import ConvolutionGradientArguments, ProductArguments, load, three
 from hat_plugin.kernels.triton_launch import require_triton
@@ -69,6 +70,19 @@ def takes(*tensors: Tensor | None) -> bool:
         return False
     if any(x is not None and x.dtype != torch.float32 for x in tensors):
         return False
+    return _is_ahead()
+
+
+def would_take(*tensors: Tensor | None) -> bool:
+    """Whether `takes` would say so, were these fake tensors real ones: for an estimate of memory."""
+    there = [x for x in tensors if x is not None]
+    fake = all(isinstance(x, FakeTensor) and x.device.type == 'cpu' and x.dtype == torch.float32 for x in there)
+    if not fake or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu'):
+        return False
+    return _choice not in ('torch', 'triton') and _is_ahead()
+
+
+def _is_ahead() -> bool:
     library = load()
     return library is not None and (_choice == 'cpp' or library.hat_vector_bits() >= 256)
 

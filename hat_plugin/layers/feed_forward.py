@@ -106,10 +106,12 @@ def _by_one_kernel(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, *, residual: bool) -
     layers = products.Layer(mlp.fc1.weight, mlp.fc1.bias, gelu=True), products.Layer(mlp.fc2.weight, mlp.fc2.bias)
     image = x if x.ndim == 4 else x[None]
     inference = residual and not (torch.is_grad_enabled() or mlp.training)
-    if products.takes(x, *weights):
-        if inference:
-            return products.product(image, *layers, norm=first, add=image).view(x.shape)
-        plain = all(map(is_plain, (norm, mlp.fc1, mlp.act, mlp.fc2))) and not (mlp.training and mlp.drop.p)
-        return training.feed_forward(image, first, *layers, residual=residual).view(x.shape) if plain else None
-    kernels = kernels_for(x, *weights[2:]) if inference else None
-    return None if kernels is None else kernels.feed_forward(x, first, *layers)
+    if inference and products.takes(x, *weights):
+        return products.product(image, *layers, norm=first, add=image).view(x.shape)
+    if inference:
+        kernels = kernels_for(x, *weights[2:])
+        return None if kernels is None else kernels.feed_forward(x, first, *layers)
+    plain = all(map(is_plain, (norm, mlp.fc1, mlp.act, mlp.fc2))) and not (mlp.training and mlp.drop.p)
+    if not (plain and training.takes(x, *weights)):
+        return None
+    return training.feed_forward(image, first, *layers, residual=residual).view(x.shape)

@@ -79,15 +79,18 @@ def test_feed_forward(amx, channels: int, hidden: int, stream: torch.dtype) -> N
         torch.set_num_threads(threads)
 
 
+SMALL = {
+    'embed_dim': 12, 'depths': [2], 'num_heads': [2], 'window_size': 8, 'compress_ratio': 2, 'squeeze_factor': 4,
+    'conv_scale': 1.0, 'mlp_ratio': 2.0, 'upscale': 2, 'upsampler': 'pixelshuffledirect',
+}  # fmt: skip
+
+
 @pytest.mark.parametrize('precision', ['mixed', 'bf16'])
 @pytest.mark.parametrize('size', [(16, 24), (160, 128)], ids=['whole', 'in strips'])
 def test_a_whole_network(amx, monkeypatch, precision: str, size: tuple[int, int]) -> None:
     """Its error is that of torch's kernels in the same precision."""
     torch.manual_seed(0)
-    net = HAT(
-        embed_dim=12, depths=[2], num_heads=[2], window_size=8, compress_ratio=2, squeeze_factor=4, conv_scale=1.0,
-        mlp_ratio=2.0, upscale=2, upsampler='pixelshuffledirect',
-    ).eval()  # fmt: skip
+    net = HAT(**SMALL).eval()
     x = torch.rand(1, 3, *size)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -101,6 +104,23 @@ def test_a_whole_network(amx, monkeypatch, precision: str, size: tuple[int, int]
                 found[name] = net(x)
     assert not torch.equal(found['cpp'], found['torch'])
     assert error(found['cpp'], exact) < 2 * error(found['torch'], exact) + 1e-3
+
+
+def test_gradients_in_a_network(amx, monkeypatch) -> None:
+    """Under autocast a normalisation and the layer behind it are one kernel; gradients are as exact as torch's."""
+    torch.manual_seed(0)
+    net, x = HAT(**SMALL).train(), torch.rand(1, 3, 8, 8)
+    exact = torch.autograd.grad(net(x).square().mean(), list(net.parameters()))
+    monkeypatch.setattr(tile_products, 'load', lambda: amx)
+    found = {}
+    for name in ('cpp', 'torch'):
+        with products_by(name):
+            with torch.autocast('cpu', torch.bfloat16):
+                loss = net(x).float().square().mean()
+            found[name] = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
+    whole = torch.cat([gradient.flatten() for gradient in exact])
+    assert not torch.equal(found['cpp'], found['torch'])
+    assert (found['cpp'] - whole).norm() < 1.5 * (found['torch'] - whole).norm()
 
 
 def test_what_it_does_not_take(emulated, monkeypatch) -> None:

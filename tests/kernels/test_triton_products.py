@@ -125,6 +125,26 @@ def test_a_whole_network(device: str, precision: str) -> None:
     assert found['triton'] < 2 * found['torch'] + (1e-5 if precision == 'fp32' else 1e-3)
 
 
+@pytest.mark.parametrize('amp', [None, torch.bfloat16], ids=['fp32', 'amp bf16'])
+def test_gradients_of_a_whole_network(device: str, amp: torch.dtype | None) -> None:
+    """A normalisation and the layer behind it are one kernel in training too; gradients are as exact as torch's."""
+    torch.manual_seed(0)
+    net, x = HAT(**SMALL).to(device).train(), torch.rand(2, 3, 8, 8).to(device)
+    wide = copy.deepcopy(net).double()
+    with attention_backend('reference'), products_by('torch'):
+        exact = torch.autograd.grad(wide(x.double()).square().mean(), list(wide.parameters()))
+    found: dict[str, float] = {}
+    for name in ('triton', 'torch'):
+        with products_by(name), attention_backend('triton'):
+            with torch.autocast(x.device.type, amp, enabled=amp is not None):
+                loss = net(x).float().square().mean()
+            gradients = torch.autograd.grad(loss, list(net.parameters()))
+        apart = [(one.double() - other).norm() for one, other in zip(gradients, exact, strict=True)]
+        found[name] = (torch.stack(apart).norm() / torch.stack([other.norm() for other in exact]).norm()).item()
+    assert found['triton'] != found['torch']
+    assert found['triton'] < 2 * found['torch'] + (1e-5 if amp is None else 1e-3)
+
+
 def test_what_does_not_fit_is_refused(device: str) -> None:
     """Beyond is no safety net."""
     x, weight, bias = (
