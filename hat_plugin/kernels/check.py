@@ -18,9 +18,15 @@ from hat_plugin.kernels.feed_forward import feed_forward_gradient, plain_feed_fo
 from hat_plugin.kernels.geometry import Geometry
 from hat_plugin.kernels.library import BF16_WAYS, open_library
 from hat_plugin.kernels.native import run_image, run_image_gradient, run_windows
+from hat_plugin.kernels.operands import Layer, Norm
 from hat_plugin.kernels.window_attention import plain_image_attention
 
 _AMX = 2  # of BF16_WAYS
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    """Their largest difference, as a part of the largest value expected, fp64."""
+    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
 
 
 def largest_error(library_file: Path, dtype: torch.dtype, queries: int, keys: int, width: int, threads: int) -> float:
@@ -34,7 +40,7 @@ def largest_error(library_file: Path, dtype: torch.dtype, queries: int, keys: in
     found = run_windows(library, q, k, v, bias, None, width**-0.5, threads=threads).double()
     q, k, v, bias = (x.double() for x in (q, k, v, bias))
     expected = F.scaled_dot_product_attention(q, k, v, bias[None], scale=width**-0.5)
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+    return _error(found, expected)
 
 
 def largest_gradient_error(library_file: Path, dtype: torch.dtype, overlap: int, width: int, threads: int) -> float:
@@ -52,7 +58,7 @@ def largest_gradient_error(library_file: Path, dtype: torch.dtype, overlap: int,
         out = plain_image_attention(inputs[0], inputs[1], None, geometry)
         expected = torch.autograd.grad(out, inputs, grad.double())
     pairs = zip(found, expected, strict=True)
-    return max(((one.double() - other).abs().max() / other.abs().max()).item() for one, other in pairs)
+    return max(_error(one, other) for one, other in pairs)
 
 
 def largest_product_error(library: ctypes.CDLL, inputs: int, outputs: int, taps: int) -> float:
@@ -63,20 +69,20 @@ def largest_product_error(library: ctypes.CDLL, inputs: int, outputs: int, taps:
     x, weight, bias, grad = (torch.randn(shape, generator=random) for shape in shapes)
     wide = x.double(), weight.double(), bias.double()
     if taps == 1:
-        layers = products.Layer(weight, bias, gelu=True), products.Layer(weight.t())
-        norm = products.Norm(bias.new_ones(inputs), bias.new_zeros(inputs), 1e-5)
+        layers = Layer(weight, bias, gelu=True), Layer(weight.t())
+        norm = Norm(bias.new_ones(inputs), bias.new_zeros(inputs), 1e-5)
         found = products.product(x, *layers, norm=norm, add=x, scaled=(x, x[:, 0, 0]), library=library)
         hidden = F.gelu(F.linear(F.layer_norm(wide[0], (inputs,)), wide[1], wide[2]))
         expected = F.linear(hidden, wide[1].t()) + wide[0] + wide[0] * wide[0][:, :1, :1]
-        return ((found - expected).abs().max() / expected.abs().max()).item()
+        return _error(found, expected)
     wide[1].requires_grad_()
     expected = F.conv2d(wide[0].permute(0, 3, 1, 2), wide[1], wide[2], padding=1).permute(0, 2, 3, 1)
     (slope,) = torch.autograd.grad(expected, wide[1], grad.double())
     pairs = (
-        (products.product(x, products.Layer(weight, bias), library=library), expected),
+        (products.product(x, Layer(weight, bias), library=library), expected),
         (products.weight_gradient(x, grad, weight, library=library), slope),
     )
-    return max(((one - other).abs().max() / other.abs().max()).item() for one, other in pairs)
+    return max(_error(one, other) for one, other in pairs)
 
 
 def largest_feed_forward_error(library: ctypes.CDLL, channels: int, hidden: int) -> float:
@@ -85,15 +91,15 @@ def largest_feed_forward_error(library: ctypes.CDLL, channels: int, hidden: int)
     shapes = ((2, 5, 67, channels), (2, 5, 67, channels), (channels,), (channels,), (hidden, channels), (hidden,))
     x, grad, *inputs = (torch.randn(shape, generator=random) for shape in (*shapes, (channels, hidden), (channels,)))
 
-    def parts(scale: Tensor, offset: Tensor, *weights: Tensor) -> tuple[products.Norm, products.Layer, products.Layer]:
+    def parts(scale: Tensor, offset: Tensor, *weights: Tensor) -> tuple[Norm, Layer, Layer]:
         up, up_bias, down, down_bias = weights
-        return products.Norm(scale, offset, 1e-5), products.Layer(up, up_bias), products.Layer(down, down_bias)
+        return Norm(scale, offset, 1e-5), Layer(up, up_bias), Layer(down, down_bias)
 
     found = feed_forward_gradient(x, grad, *parts(*inputs), library=library)
     wide = [tensor.double().requires_grad_() for tensor in (x, *inputs)]
     expected = torch.autograd.grad(plain_feed_forward(wide[0], *parts(*wide[1:])), wide, grad.double())
     pairs = zip(found, expected, strict=True)
-    return max(((one - other).abs().max() / other.abs().max()).item() for one, other in pairs)
+    return max(_error(one, other) for one, other in pairs)
 
 
 def largest_tile_error(library: ctypes.CDLL, inputs: int, outputs: int) -> float:
@@ -101,8 +107,8 @@ def largest_tile_error(library: ctypes.CDLL, inputs: int, outputs: int) -> float
     random = torch.Generator().manual_seed(0)
     shapes = ((1, 5, 17, inputs), (outputs, inputs), (inputs, outputs), (1, 5, 17, outputs))
     x, up, down, features = (torch.randn(shape, generator=random).bfloat16() for shape in shapes)
-    norm = products.Norm(torch.ones(inputs), torch.zeros(inputs), 1e-5)
-    layers = products.Layer(up, features[0, 0, 0]), products.Layer(down)
+    norm = Norm(torch.ones(inputs), torch.zeros(inputs), 1e-5)
+    layers = Layer(up, features[0, 0, 0]), Layer(down)
     found = tile_products.feed_forward(x.float(), norm, *layers, library=library)
     hidden = F.gelu(F.linear(F.layer_norm(x.double(), (inputs,)), up.double(), features[0, 0, 0].double()))
     expected = F.linear(hidden, down.double()) + x.double()
@@ -110,7 +116,7 @@ def largest_tile_error(library: ctypes.CDLL, inputs: int, outputs: int) -> float
     other = tile_products.linear(x, layers[0]._replace(bias=None), add=features, scaled=scaled, library=library)[0]
     sums = F.linear(x.double(), up.double()) + features.double() + features.double() * scaled[1].double()
     pairs = ((found, expected), (other, sums))
-    return max(((one - two).abs().max() / two.abs().max()).item() for one, two in pairs)
+    return max(_error(one, two) for one, two in pairs)
 
 
 def faults(library_file: Path) -> Iterator[str]:

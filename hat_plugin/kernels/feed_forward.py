@@ -16,8 +16,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from hat_plugin.kernels import products
-from hat_plugin.kernels.library import FeedForwardGradientArguments, load
-from hat_plugin.kernels.products import Layer, Norm, check_fit
+from hat_plugin.kernels.library import FeedForwardGradientArguments, require
+from hat_plugin.kernels.operands import Layer, Norm, check_fit
 
 
 def takes(*tensors: Tensor | None) -> bool:
@@ -139,10 +139,6 @@ def feed_forward_gradient(
     call.up, call.up_bias, call.dx = folded.data_ptr(), folded_bias.data_ptr(), dx.data_ptr()
     call.dup, call.dup_bias = d_up.data_ptr(), d_up_bias.data_ptr()
     call.ddown, call.ddown_bias = d_down.data_ptr(), d_down_bias.data_ptr()
-    library = library or load()
-    if library is None:
-        raise RuntimeError('the C++ kernels are not there: `python -m hat_plugin.kernels.build`')
-    if library.hat_feed_forward_gradient(ctypes.byref(call)):
-        raise RuntimeError(f'no memory left for a layer over {tuple(x.shape)}: give smaller tiles')
+    products.succeed((library or require()).hat_feed_forward_gradient(ctypes.byref(call)), x)
     d_scale, d_offset = (up_weight * d_up).sum(0), d_up_bias @ up_weight
     return dx, d_scale, d_offset, (d_up * norm.weight).addr_(d_up_bias, norm.bias), d_up_bias, d_down, d_down_bias

@@ -23,46 +23,6 @@ namespace {
 // Rows of the working memory are an odd number of vectors long, so that they do not meet in the same sets of the cache.
 constexpr int64_t row_length(int64_t channels) { return (up(channels, LANES) / LANES | 1) * LANES; }
 
-// For ROWS rows of `from` at a time and each vector of outputs: use(row, output, sums of the ROWS rows).
-template <class Use>
-inline __attribute__((always_inline)) void each_product(const Product &a, const float *packed, const float *from,
-                                                        int64_t row_size, int64_t count, const Use &use) {
-    for (int64_t output = 0; output < a.outputs; output += PANEL)
-        for (int64_t i = 0; i < count; i += ROWS) {
-            const float *rows[ROWS];
-            for (int r = 0; r < ROWS; ++r) rows[r] = from + (i + r) * row_size;
-            if (a.outputs - output > LANES) {
-                Floats sum[ROWS][2];
-                tile<2>(a.inputs, rows, packed + output * a.inputs, sum);
-                for (int c = 0; c < 2; ++c)
-                    for (int r = 0; r < ROWS; ++r) use(i + r, output + c * LANES, sum[r][c]);
-            } else {
-                Floats sum[ROWS][1];
-                tile<1>(a.inputs, rows, packed + output * a.inputs, sum);
-                for (int r = 0; r < ROWS; ++r) use(i + r, output, sum[r][0]);
-            }
-        }
-}
-
-// sums (ROWS, PANEL) += a (count, ROWS)^T b (count, PANEL); rows are `a_row` and `b_row` apart.
-inline void add_outer(const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t count, float *sums) {
-    Floats sum[ROWS][2];
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r)
-        for (int c = 0; c < 2; ++c) sum[r][c] = read<Floats>(sums + r * PANEL + c * LANES);
-    for (int64_t i = 0; i < count; ++i, a += a_row, b += b_row) {
-        const Floats left = read<Floats>(b), right = read<Floats>(b + LANES);
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) {
-            sum[r][0] += a[r] * left;
-            sum[r][1] += a[r] * right;
-        }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r)
-        for (int c = 0; c < 2; ++c) write(sums + r * PANEL + c * LANES, sum[r][c]);
-}
-
 // Sums over vectors of `parts` rows, `stride` apart.
 inline void add_parts(const float *from, int64_t parts, int64_t stride, int64_t count, float *to) {
     for (int64_t c = 0; c < count; c += LANES) {
@@ -98,12 +58,19 @@ struct FeedForwardRoom {
     float *x, *grad, *dx;    // x standardised
     float *hidden, *slope;   // slope: the GELU's, then the gradient before it
     float *factor;           // what standardising multiplied by
+    const float **x_rows, **grad_rows, **slope_rows;
     bool ready;
 
     explicit FeedForwardRoom(const FeedForwardGradient &g) : row(row_length(g.channels)), hidden_row(row_length(g.hidden)) {
         lay_out();
         ready = arena.allocate();
-        if (ready) lay_out();
+        if (!ready) return;
+        lay_out();
+        for (int64_t i = 0; i < BLOCK; ++i) {
+            x_rows[i] = x + i * row;
+            grad_rows[i] = grad + i * row;
+            slope_rows[i] = slope + i * hidden_row;
+        }
     }
 
   private:
@@ -112,6 +79,7 @@ struct FeedForwardRoom {
         for (float **map : {&x, &grad, &dx}) arena.take(*map, BLOCK * row + PANEL);
         for (float **map : {&hidden, &slope}) arena.take(*map, BLOCK * hidden_row + PANEL);
         arena.take(factor, BLOCK);
+        for (const float ***rows : {&x_rows, &grad_rows, &slope_rows}) arena.take(*rows, BLOCK);
     }
 };
 
@@ -149,6 +117,16 @@ struct FeedForwardSums {
           down_bias(up_bias + row_length(g.hidden)) {}
 };
 
+// use(row, output, sum) for each vector of outputs of all rows.
+template <class Use>
+inline __attribute__((always_inline)) void each_vector(const Product &a, const float *packed, const float *const *rows,
+                                                       int64_t count, const Use &use) {
+    each_tile(a, packed, rows, count, [&](int64_t i, int64_t output, auto &sum) __attribute__((always_inline)) {
+        for (int c = 0; c < static_cast<int>(sizeof(sum[0]) / sizeof(Floats)); ++c)
+            for (int r = 0; r < ROWS; ++r) use(i + r, output + c * LANES, sum[r][c]);
+    });
+}
+
 // `count` pixels from `first` on.
 inline void differentiate(const FeedForwardGradient &g, const FeedForwardProducts &by, const float *const (&packed)[3],
                           const FeedForwardRoom &room, const FeedForwardSums &sums, int64_t first, int64_t count) {
@@ -162,20 +140,20 @@ inline void differentiate(const FeedForwardGradient &g, const FeedForwardProduct
             write(sums.down_bias + c, read<Floats>(sums.down_bias + c) + value);
         }
     }
-    each_product(by.up, packed[0], room.x, room.row, count, [&](int64_t i, int64_t c, Floats sum) {
+    each_vector(by.up, packed[0], room.x_rows, count, [&](int64_t i, int64_t c, Floats sum) {
         Floats slope;
         write(room.hidden + i * room.hidden_row + c, gelu(sum + load(g.up_bias + c, g.hidden - c), slope));
         write(room.slope + i * room.hidden_row + c, slope);
     });
     by.down_sums.add(room.grad, room.row, room.hidden, room.hidden_row, count, sums.down);
-    each_product(by.from_down, packed[1], room.grad, room.row, count, [&](int64_t i, int64_t c, Floats sum) {
+    each_vector(by.from_down, packed[1], room.grad_rows, count, [&](int64_t i, int64_t c, Floats sum) {
         float *slope = room.slope + i * room.hidden_row + c;
         const Floats value = sum * read<Floats>(slope);
         write(slope, value);
         if (i < count) write(sums.up_bias + c, read<Floats>(sums.up_bias + c) + value);
     });
     by.up_sums.add(room.slope, room.hidden_row, room.x, room.row, count, sums.up);
-    each_product(by.from_up, packed[2], room.slope, room.hidden_row, count, [&](int64_t i, int64_t c, Floats sum) {
+    each_vector(by.from_up, packed[2], room.slope_rows, count, [&](int64_t i, int64_t c, Floats sum) {
         write(room.dx + i * room.row + c, sum);
     });
     for (int64_t i = 0; i < count; ++i) {

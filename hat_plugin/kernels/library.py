@@ -181,6 +181,18 @@ def load() -> ctypes.CDLL | None:
         return None
 
 
+def require() -> ctypes.CDLL:
+    """The kernels of this machine.
+
+    Raises:
+        RuntimeError: they have not been built; the message has the command.
+    """
+    library = load()
+    if library is None:
+        raise RuntimeError('the C++ kernels are not there: `python -m hat_plugin.kernels.build`')
+    return library
+
+
 def open_library(path: Path) -> ctypes.CDLL:
     """Load a file and declare its functions.
 

@@ -133,23 +133,52 @@ inline __attribute__((always_inline)) void finish(const Product &a, Floats (&sum
     }
 }
 
-// All outputs of `count` pixels from `first` on; `out` is where the first of them goes.
-inline void multiply(const Product &a, const float *packed, const float *const *rows, int64_t first, int64_t count,
-                     float *out) {
+// For ROWS of `count` pixels at a time and each panel of outputs: use(first of the rows, output, sums).
+template <class Use>
+inline __attribute__((always_inline)) void each_tile(const Product &a, const float *packed, const float *const *rows,
+                                                     int64_t count, const Use &use) {
     for (int64_t output = 0; output < a.outputs; output += PANEL) {
         const float *panel = packed + output * a.inputs;
         for (int64_t i = 0; i < count; i += ROWS) {
             if (a.outputs - output > LANES) {
                 Floats sum[ROWS][2];
                 tile<2>(a.inputs, rows + i, panel, sum);
-                finish<2>(a, sum, first + i, count - i, output, out + i * a.outputs);
+                use(i, output, sum);
             } else {
                 Floats sum[ROWS][1];
                 tile<1>(a.inputs, rows + i, panel, sum);
-                finish<1>(a, sum, first + i, count - i, output, out + i * a.outputs);
+                use(i, output, sum);
             }
         }
     }
+}
+
+// All outputs of `count` pixels from `first` on; `out` is where the first of them goes.
+inline void multiply(const Product &a, const float *packed, const float *const *rows, int64_t first, int64_t count,
+                     float *out) {
+    each_tile(a, packed, rows, count, [&](int64_t i, int64_t output, auto &sum) __attribute__((always_inline)) {
+        finish(a, sum, first + i, count - i, output, out + i * a.outputs);
+    });
+}
+
+// sums (ROWS, PANEL) += a (count, ROWS)^T b (count, PANEL); rows are `a_row` and `b_row` apart.
+inline __attribute__((always_inline)) void add_outer(const float *a, int64_t a_row, const float *b, int64_t b_row,
+                                                     int64_t count, float *sums) {
+    Floats sum[ROWS][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r)
+        for (int c = 0; c < 2; ++c) sum[r][c] = read<Floats>(sums + r * PANEL + c * LANES);
+    for (int64_t i = 0; i < count; ++i, a += a_row, b += b_row) {
+        const Floats left = read<Floats>(b), right = read<Floats>(b + LANES);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) {
+            sum[r][0] += a[r] * left;
+            sum[r][1] += a[r] * right;
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r)
+        for (int c = 0; c < 2; ++c) write(sums + r * PANEL + c * LANES, sum[r][c]);
 }
 
 // What one thread needs.

@@ -12,13 +12,14 @@ import ctypes
 import math
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hat_plugin.kernels.library import ConvolutionGradientArguments, ProductArguments, load, three
+from hat_plugin.kernels.library import ConvolutionGradientArguments, ProductArguments, load, require, three
+from hat_plugin.kernels.operands import Layer, Norm, check_fit, ordinary
 from hat_plugin.kernels.triton_launch import require_triton
 
 CHOICES = ('auto', 'cpp', 'triton', 'torch')
@@ -87,46 +88,6 @@ def _is_ahead() -> bool:
     return library is not None and (_choice == 'cpp' or library.hat_vector_bits() >= 256)
 
 
-def ordinary(device_type: str, *tensors: Tensor | None) -> bool:
-    """Whether kernels that read memory by themselves may be given these: nothing traces, casts or stands for them.
-
-    Args:
-        device_type: 'cpu' or 'cuda': where all must be, on one device.
-        tensors: not empty; None is passed over.
-    """
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type):
-        return False
-    if torch._C._are_functorch_transforms_active():  # its tensors have no memory of their own
-        return False
-    there = [x for x in tensors if x is not None]
-    kinds = (Tensor, nn.Parameter)
-    return all(
-        type(x) in kinds and x.device.type == device_type and x.device == there[0].device and x.numel() for x in there
-    )
-
-
-class Norm(NamedTuple):
-    """A layer normalisation over channels: weight and bias (C), and what is added to the variance."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-
-class Layer(NamedTuple):
-    """What a pixel's inputs become, a linear layer or a 3x3 convolution, and what follows.
-
-    Attributes:
-        weight: (outputs, inputs) or (outputs, inputs, 3, 3).
-        bias: (outputs), or None.
-        gelu: whether a GELU follows.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    gelu: bool = False
-
-
 def product(
     x: Tensor,
     *layers: Layer,
@@ -179,7 +140,7 @@ def product(
     if scaled is not None:
         calls[-1].scaled, calls[-1].factor = map(address, scaled)
     following = ctypes.byref(calls[1]) if len(calls) > 1 else None
-    _succeed((library or _library()).hat_product(ctypes.byref(calls[0]), following), x)
+    succeed((library or require()).hat_product(ctypes.byref(calls[0]), following), x)
     return out
 
 
@@ -210,15 +171,8 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, library: ctypes.CDL
     call = _sizes(ConvolutionGradientArguments, x, weight)
     call.x, call.grad, call.out = x.data_ptr(), grad.data_ptr(), out.data_ptr()
     call.out_stride = three(*_strides(out))
-    _succeed((library or _library()).hat_convolution_gradient(ctypes.byref(call)), x)
+    succeed((library or require()).hat_convolution_gradient(ctypes.byref(call)), x)
     return out
-
-
-def _library() -> ctypes.CDLL:
-    library = load()
-    if library is None:
-        raise RuntimeError('the C++ kernels are not there: `python -m hat_plugin.kernels.build`')
-    return library
 
 
 def _strided(weight: Tensor) -> Tensor:
@@ -241,7 +195,8 @@ def _sizes(kind: Any, x: Tensor, weight: Tensor) -> Any:
     )
 
 
-def _succeed(failed: int, x: Tensor) -> None:
+def succeed(failed: int, x: Tensor) -> None:
+    """Raise a RuntimeError where a kernel over x says that it failed."""
     if failed:
         raise RuntimeError(f'no memory left for a layer over {tuple(x.shape)}: give smaller tiles')
 
@@ -259,74 +214,3 @@ def _check(
     for name, tensor in check_fit(x, layers, norm, add, scaled).items():
         if tensor.dtype != torch.float32 or tensor.device.type != 'cpu':
             raise ValueError(f'{name} is {tensor.dtype} on {tensor.device}: this kernel is for fp32 on the CPU')
-
-
-def check_fit(
-    x: Tensor,
-    layers: tuple[Layer, ...],
-    norm: Norm | None = None,
-    add: Tensor | None = None,
-    scaled: tuple[Tensor, Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """All operands by name, of `product` or of a kernel like it, x being (B, ..., C).
-
-    Raises:
-        ValueError: shapes do not fit each other.
-    """
-    tensors = {'x': x}
-    shapes: dict[str, tuple[int, ...]] = {}
-    inputs = x.shape[-1]
-    if x.ndim < 2 or 0 in x.shape or not 1 <= len(layers) <= 2:
-        raise ValueError(f'x {tuple(x.shape)} and {len(layers)} layers: give (B, ..., C) and one layer or two')
-    if norm is not None:
-        tensors |= {'norm.weight': norm.weight, 'norm.bias': norm.bias}
-        shapes |= {'norm.weight': (inputs,), 'norm.bias': (inputs,)}
-    alone = len(layers) == 1 and norm is None and add is None and scaled is None
-    for number, (weight, bias, gelu) in enumerate(layers):
-        linear = gelu or not alone
-        if (weight.shape[2:] != () and (linear or weight.shape[2:] != (3, 3))) or 0 in weight.shape or weight.ndim < 2:
-            raise ValueError(
-                f'weight {tuple(weight.shape)}: give (outputs, inputs){"" if linear else " or a 3x3 kernel"}'
-            )
-        tensors[f'weight {number}'], shapes[f'weight {number}'] = weight, (weight.shape[0], inputs, *weight.shape[2:])
-        inputs = weight.shape[0]
-        if bias is not None:
-            tensors[f'bias {number}'], shapes[f'bias {number}'] = bias, (inputs,)
-    image = (*x.shape[:-1], inputs)
-    if add is not None:
-        tensors['add'], shapes['add'] = add, image
-    if scaled is not None:
-        tensors |= {'scaled': scaled[0], 'factor': scaled[1]}
-        shapes |= {'scaled': image, 'factor': (x.shape[0], inputs)}
-    for name, tensor in tensors.items():
-        if name in shapes and tuple(tensor.shape) != shapes[name]:
-            raise ValueError(f'{name} {tuple(tensor.shape)} does not fit x {tuple(x.shape)}: give {shapes[name]}')
-    return tensors
-
-
-def check_fused(
-    x: Tensor,
-    layers: tuple[Layer, ...],
-    norm: Norm | None = None,
-    add: Tensor | None = None,
-    scaled: tuple[Tensor, Tensor] | None = None,
-) -> None:
-    """What `triton_products` and `tile_products` take: x and `add` in fp32 or the weights' type, all on one device.
-
-    Args:
-        scaled: its factor is (1 or B, ..., outputs).
-
-    Raises:
-        ValueError: the operands do not fit each other.
-    """
-    dtype, outputs = layers[0].weight.dtype, layers[-1].weight.shape[0]
-    if scaled is not None:
-        factor = scaled[1].reshape(-1, outputs)
-        scaled = scaled[0], factor.expand(x.shape[0], outputs) if factor.shape[0] == 1 else factor
-    for name, tensor in check_fit(x, layers, norm, add, scaled).items():
-        fits = tensor.dtype == dtype or (tensor.dtype == torch.float32 and not name.startswith('weight'))
-        if not fits or tensor.device != x.device:
-            raise ValueError(
-                f'{name} is {tensor.dtype} on {tensor.device}: give {dtype}, as the weight, on {x.device}; '
-                'all but weights may be fp32'
-            )

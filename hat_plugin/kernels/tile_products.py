@@ -11,8 +11,9 @@ import ctypes
 import torch
 from torch import Tensor
 
-from hat_plugin.kernels.library import TileProductArguments, load
-from hat_plugin.kernels.products import Layer, Norm, check_fused, choice, ordinary
+from hat_plugin.kernels.library import TileProductArguments, load, require
+from hat_plugin.kernels.operands import Layer, Norm, check_fused, ordinary
+from hat_plugin.kernels.products import choice
 
 _AMX = 2  # of `library.BF16_WAYS`
 
@@ -111,10 +112,9 @@ def _address(tensor: Tensor | None, kept: list[Tensor]) -> int | None:
 
 
 def _run(library: ctypes.CDLL | None, first: TileProductArguments, second: TileProductArguments | None) -> None:
-    library = library or load()
-    if library is None:
-        raise RuntimeError('the C++ kernels are not there: `python -m hat_plugin.kernels.build`')
-    failed = library.hat_tile_product(ctypes.byref(first), None if second is None else ctypes.byref(second))
+    failed = (library or require()).hat_tile_product(
+        ctypes.byref(first), None if second is None else ctypes.byref(second)
+    )
     if failed:
         reason = 'no memory is left' if failed == 1 else 'this machine or library has no AMX'
         raise RuntimeError(f'a layer over {first.pixels} pixels: {reason}')

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hat_plugin.kernels.products import ordinary
+from hat_plugin.kernels.operands import ordinary
 from hat_plugin.kernels.triton_launch import Sizes, check, empty_outputs, run_backward, run_forward
 from hat_plugin.layers.windows import (
     overlapping_position_index,

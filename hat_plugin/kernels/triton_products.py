@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from hat_plugin.kernels import triton_launch
-from hat_plugin.kernels.products import Layer, Norm, check_fit, check_fused, choice, ordinary
+from hat_plugin.kernels.operands import Layer, Norm, check_fit, check_fused, ordinary
+from hat_plugin.kernels.products import choice
 from hat_plugin.kernels.triton_launch import power_of_two
 
 _LARGE = ((8, 0), (9, 0), (10, 0), (10, 3))  # those with the 160 KB of shared memory that fp32 takes

@@ -103,25 +103,6 @@ inline void transform_gradients(const ConvolutionGradient &g, const TilePlace &a
         }
 }
 
-// sums (ROWS, PANEL) += grad (count, ROWS)^T panel (count, PANEL).
-inline void add_products(const float *grad, const float *panel, int64_t count, float *sums) {
-    Floats sum[ROWS][2];
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r)
-        for (int c = 0; c < 2; ++c) sum[r][c] = read<Floats>(sums + r * PANEL + c * LANES);
-    for (int64_t i = 0; i < count; ++i, grad += ROWS, panel += PANEL) {
-        const Floats left = read<Floats>(panel), right = read<Floats>(panel + LANES);
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) {
-            sum[r][0] += grad[r] * left;
-            sum[r][1] += grad[r] * right;
-        }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r)
-        for (int c = 0; c < 2; ++c) write(sums + r * PANEL + c * LANES, sum[r][c]);
-}
-
 // From four points to three taps.
 inline void narrow_kernel(Floats a, Floats b, Floats c, Floats d, Floats (&to)[3]) {
     to[0] = a + 0.5f * (b + c);
@@ -173,7 +154,8 @@ inline void differentiate(const ConvolutionGradient &g, const GradientRoom &room
         float *sums = room.sums;
         for (int64_t p = 0; p < POINTS * panels; ++p)
             for (int64_t n = 0; n < groups; ++n, sums += ROWS * PANEL)
-                add_products(room.grad + (p / panels * groups + n) * GROUP_STRIDE, room.panel + p * PANEL_STRIDE, span, sums);
+                add_outer(room.grad + (p / panels * groups + n) * GROUP_STRIDE, ROWS, room.panel + p * PANEL_STRIDE, PANEL,
+                          span, sums);
     }
     for (int64_t p = 0; p < panels; ++p)
         for (int64_t n = 0; n < groups * ROWS && group * ROWS + n < g.outputs; ++n)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hat_plugin.kernels import products, triton_products
+from hat_plugin.kernels.operands import Layer
 
 _FEWEST = 16  # channels; with fewer torch's was faster
 
@@ -37,7 +38,7 @@ class Geometry(NamedTuple):
 def convolve(image: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """A convolution without gradients: (B, H, W, C) to (B, H', W', C')."""
     if geometry.is_ours(weight):
-        layer = products.Layer(weight, bias)
+        layer = Layer(weight, bias)
         if products.takes(image, weight, bias):
             return products.product(image, layer)
         if takes_triton(image, weight, bias):
@@ -117,7 +118,7 @@ class Conv2d(nn.Conv2d):
 
     def over_image(self, image: Tensor, *, gelu: bool = False, add: Tensor | None = None) -> Tensor:
         """The convolution on a GPU without gradients, (B, H, W, C) to (B, H, W, C'); then a GELU, then + add."""
-        return triton_products.convolution(image, products.Layer(self.weight, self.bias, gelu), add=add)
+        return triton_products.convolution(image, Layer(self.weight, self.bias, gelu), add=add)
 
     def takes_image(self, image: Tensor) -> bool:
         """Whether `over_image` is the one to take."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hat_plugin.kernels import feed_forward as training
 from hat_plugin.kernels import products
 from hat_plugin.kernels.fused_products import kernels_for
+from hat_plugin.kernels.operands import Layer, Norm
 from hat_plugin.layers.lean import is_plain, through
 from hat_plugin.layers.linear import Linear
 from hat_plugin.layers.residual import DropPath
@@ -101,9 +102,11 @@ def add_feed_forward(
 
 def _by_one_kernel(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, *, residual: bool) -> Tensor | None:
     """mlp(norm(x)), + x where it is a residual; None where no kernel is for it (in training all but the CPU's)."""
+    if type(mlp.act) is not nn.GELU or mlp.act.approximate != 'none':
+        return None
     weights = norm.weight, norm.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias
-    first = products.Norm(norm.weight, norm.bias, norm.eps)
-    layers = products.Layer(mlp.fc1.weight, mlp.fc1.bias, gelu=True), products.Layer(mlp.fc2.weight, mlp.fc2.bias)
+    first = Norm(norm.weight, norm.bias, norm.eps)
+    layers = Layer(mlp.fc1.weight, mlp.fc1.bias, gelu=True), Layer(mlp.fc2.weight, mlp.fc2.bias)
     image = x if x.ndim == 4 else x[None]
     inference = residual and not (torch.is_grad_enabled() or mlp.training)
     if inference and products.takes(x, *weights):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hat_plugin.kernels.fused_products import kernels_for
-from hat_plugin.kernels.products import Layer, Norm
+from hat_plugin.kernels.operands import Layer, Norm
 from hat_plugin.layers.convolution import Conv2d, Geometry, convolution_gradients, convolve
 from hat_plugin.layers.linear import Linear, linear, normed_linear
 from hat_plugin.layers.strips import like_weights
@@ -200,7 +200,8 @@ class _Through(torch.autograd.Function):
             ]
             with torch.enable_grad():
                 y = recipe.step(*known)
-            image, total = y.detach().to(recipe.dtype), None
+            image = y.detach().to(recipe.dtype)
+            total: Tensor | None = None
             of_weights: list[Tensor | None] = []
             step_wanted = any(needed[:first])
             readers = recipe.readers(inputs[1:])
@@ -208,9 +209,10 @@ class _Through(torch.autograd.Function):
                 at = first + 2 * number
                 of_image, *of_layer = _reader_gradients(image, grad, reader, (step_wanted, needed[at], needed[at + 1]))
                 of_weights += of_layer
-                total = of_image if total is None else total if of_image is None else total.add_(of_image)
+                if of_image is not None:  # sums are the step's in dtype; a gradient that came in is not written to
+                    total = of_image.to(y.dtype) if total is None else total + of_image
             leaves = [tensor for tensor in known if tensor is not None and tensor.requires_grad]
-            found = iter(torch.autograd.grad(y, leaves, total.to(y.dtype)) if total is not None else ())
+            found = iter(torch.autograd.grad(y, leaves, total) if total is not None else ())
         return None, *(next(found) if want else None for want in needed[:first]), *of_weights
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hat_plugin.kernels import products
 from hat_plugin.kernels.fused_products import kernels_for
+from hat_plugin.kernels.operands import Layer, Norm
 from hat_plugin.layers.strips import like_weights
 
 # torch sends fp32 linear layers to MKL. oneDNN, which torch carries too, took 0.6 to 0.9 of MKL's time for HAT's layers
@@ -78,11 +79,11 @@ def add_linear(total: Tensor, x: Tensor, layer: nn.Linear, scaled: tuple[Tensor,
         image, before = (tensor if tensor.ndim == 4 else tensor[None] for tensor in (x, total))
         channels = before.shape[3]
         branch = scaled and (scaled[0].view(before.shape), scaled[1].reshape(-1, channels))
-        after = products.Layer(layer.weight, layer.bias)
+        after = Layer(layer.weight, layer.bias)
         return products.product(image, after, add=before, scaled=branch).view(total.shape)
     kernels = kernels_for(total, layer.weight, layer.bias)
     if kernels is not None and x.dtype == layer.weight.dtype:
-        fused: Tensor = kernels.linear(x, products.Layer(layer.weight, layer.bias), add=total, scaled=scaled)[0]
+        fused: Tensor = kernels.linear(x, Layer(layer.weight, layer.bias), add=total, scaled=scaled)[0]
         return fused
     result = total + layer(like_weights(x, layer))
     if scaled is None:
@@ -104,8 +105,8 @@ def normed_linear(x: Tensor, norm: nn.Module, layer: nn.Linear) -> tuple[Tensor,
     """
     kernels = kernels_for(x, layer.weight, layer.bias)
     if isinstance(norm, nn.LayerNorm) and norm.bias is not None and kernels is not None:
-        first = products.Norm(norm.weight, norm.bias, norm.eps)
-        fused: tuple[Tensor, Tensor] = kernels.linear(x, products.Layer(layer.weight, layer.bias), norm=first)
+        first = Norm(norm.weight, norm.bias, norm.eps)
+        fused: tuple[Tensor, Tensor] = kernels.linear(x, Layer(layer.weight, layer.bias), norm=first)
         return fused
     y = like_weights(norm(x), layer)
     return layer(y), y

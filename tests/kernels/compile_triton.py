@@ -25,7 +25,7 @@ from hat_plugin.kernels import (
     triton_product_kernels,
     triton_products,
 )
-from hat_plugin.kernels.products import Layer, Norm
+from hat_plugin.kernels.operands import Layer, Norm
 from hat_plugin.kernels.triton_launch import Sizes
 
 TYPES = {torch.float32: '*fp32', torch.bfloat16: '*bf16', torch.float16: '*fp16'}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from hat_plugin.kernels import build, library
 from hat_plugin.kernels.build import main
+from hat_plugin.kernels.products import products_by
 
 AMX = 2
 
@@ -64,6 +66,13 @@ def kernel(built: Built):
         assert loaded is not None, 'the library that has been built cannot be loaded'
         yield loaded
         library.load.cache_clear()
+
+
+@pytest.fixture
+def by_cpp(kernel: object) -> Iterator[None]:
+    """The library is there, and its products are taken on any processor."""
+    with products_by('cpp'):
+        yield
 
 
 @pytest.fixture(scope='session')

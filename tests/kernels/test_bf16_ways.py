@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from compared import error
 from torch import Tensor
 
 from hat_plugin.kernels import build, check, library
@@ -16,10 +17,6 @@ from hat_plugin.kernels.window_attention import plain_image_attention
 from hat_plugin.layers.windows import shift_masks
 
 AMX = 2
-
-
-def error(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
 
 
 def tokens(windows: int, heads: int, queries: int, keys: int, width: int) -> list[Tensor]:

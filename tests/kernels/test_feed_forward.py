@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
+from compared import error
 from torch import Tensor, nn
 
+from hat_plugin.archs.hat_arch import HAT
+from hat_plugin.engine.memory import estimate_training_bytes
 from hat_plugin.kernels.feed_forward import feed_forward, feed_forward_gradient, plain_feed_forward
-from hat_plugin.kernels.products import Layer, Norm, products_by
+from hat_plugin.kernels.operands import Layer, Norm
+from hat_plugin.kernels.products import products_by
 from hat_plugin.layers.feed_forward import Mlp, add_feed_forward
 from hat_plugin.layers.residual import DropPath
 
-
-@pytest.fixture(autouse=True)
-def compiled(kernel: object) -> Iterator[None]:
-    """The library is there, and taken on any processor."""
-    with products_by('cpp'):
-        yield
-
-
-def error(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
+pytestmark = pytest.mark.usefixtures('by_cpp')
 
 
 def tensors(*image: int, channels: int, hidden: int) -> list[Tensor]:
@@ -137,3 +130,13 @@ def test_it_is_what_trains_a_layer_and_keeps_only_the_input(drop_path: float) ->
     assert held == [x.numel(), 3 * x.numel()]  # by torch x, and twice as much before the GELU
     for one, other in zip(*gradients, strict=True):
         assert error(one, other.double()) < 1e-5
+
+
+def test_estimates_of_memory_know_it() -> None:
+    net = HAT(embed_dim=16, depths=[2], num_heads=[2], window_size=8, mlp_ratio=2.0, squeeze_factor=4, upscale=1)
+    sizes = {}
+    for name in ('cpp', 'torch'):
+        with products_by(name):
+            sizes[name] = estimate_training_bytes(net.train(), (2, 3, 64, 64))
+    before_gelu = 3 * 2 * 64 * 64 * 32 * 4  # of three MLPs
+    assert 0.95 * before_gelu < sizes['torch'] - sizes['cpp'] < 1.5 * before_gelu

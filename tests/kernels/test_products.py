@@ -11,26 +11,19 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from compared import error
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hat_plugin.archs.hat_arch import HAT
 from hat_plugin.kernels import library, products
-from hat_plugin.kernels.products import Layer, Norm, product, products_by, takes, weight_gradient
+from hat_plugin.kernels.operands import Layer, Norm
+from hat_plugin.kernels.products import product, products_by, takes, weight_gradient
 from hat_plugin.layers.convolution import Conv2d
 from hat_plugin.layers.feed_forward import Mlp, add_feed_forward
 from hat_plugin.layers.linear import add_linear
 
-
-@pytest.fixture(autouse=True)
-def compiled(kernel: object) -> Iterator[None]:
-    """The library is there, and taken on any processor."""
-    with products_by('cpp'):
-        yield
-
-
-def error(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
+pytestmark = pytest.mark.usefixtures('by_cpp')
 
 
 def random(*shapes: tuple[int, ...]) -> list[Tensor]:
@@ -228,9 +221,13 @@ def test_unusual_parts_go_through_torch(monkeypatch: pytest.MonkeyPatch) -> None
     (x,) = random((2, 3, 4, 8))
     norm, mlp, calls = nn.LayerNorm(8), Mlp(8, 16), []
     expected = x + mlp(norm(x))
-    mlp.act = nn.GELU(approximate='tanh')
-    torch.testing.assert_close(add_feed_forward(x, norm, mlp), x + mlp(norm(x)))
+    for mlp.act in (nn.GELU(approximate='tanh'), nn.Identity(), nn.ReLU()):
+        other = x + mlp(norm(x))
+        torch.testing.assert_close(add_feed_forward(x, norm, mlp), other)
+        with torch.no_grad():
+            torch.testing.assert_close(add_feed_forward(x, norm, mlp.eval()), other)
     mlp.act = nn.GELU()
+    mlp.train()
     with mlp.fc2.register_forward_hook(lambda *_: calls.append('fc2')):
         torch.testing.assert_close(add_feed_forward(x, norm, mlp), expected)
     assert calls == ['fc2']

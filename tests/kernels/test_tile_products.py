@@ -7,11 +7,13 @@ import ctypes
 import pytest
 import torch
 import torch.nn.functional as F
+from compared import error
 from torch import Tensor
 
 from hat_plugin.archs.hat_arch import HAT
 from hat_plugin.kernels import tile_products
-from hat_plugin.kernels.products import Layer, Norm, products_by
+from hat_plugin.kernels.operands import Layer, Norm
+from hat_plugin.kernels.products import products_by
 from hat_plugin.layers.precision import prepare_for_inference
 
 
@@ -26,10 +28,6 @@ def amx(request: pytest.FixtureRequest) -> ctypes.CDLL:
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def error(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
 
 
 def normalisation(channels: int) -> Norm:
@@ -79,6 +77,11 @@ def test_feed_forward(amx, channels: int, hidden: int, stream: torch.dtype) -> N
         torch.set_num_threads(threads)
 
 
+def in_use(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ('load', 'require'):
+        monkeypatch.setattr(tile_products, name, lambda: library)
+
+
 SMALL = {
     'embed_dim': 12, 'depths': [2], 'num_heads': [2], 'window_size': 8, 'compress_ratio': 2, 'squeeze_factor': 4,
     'conv_scale': 1.0, 'mlp_ratio': 2.0, 'upscale': 2, 'upsampler': 'pixelshuffledirect',
@@ -97,13 +100,37 @@ def test_a_whole_network(amx, monkeypatch, precision: str, size: tuple[int, int]
             parameter.add_(torch.randn_like(parameter) * 0.05)
         exact = net(x).double()
         prepare_for_inference(net, precision)
-        monkeypatch.setattr(tile_products, 'load', lambda: amx)
+        in_use(amx, monkeypatch)
         found = {}
         for name in ('cpp', 'torch'):
             with products_by(name):
                 found[name] = net(x)
     assert not torch.equal(found['cpp'], found['torch'])
     assert error(found['cpp'], exact) < 2 * error(found['torch'], exact) + 1e-3
+
+
+def test_gradients_in_a_network(amx, monkeypatch) -> None:
+    """Under autocast a normalisation and the layer behind it are one kernel; gradients are as exact as torch's."""
+    torch.manual_seed(0)
+    net, x = HAT(**SMALL).train(), torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    exact = torch.autograd.grad(net(x).square().mean(), list(net.parameters()))
+    in_use(amx, monkeypatch)
+    calls, layer, found = [], tile_products.linear, {}
+    monkeypatch.setattr(tile_products, 'linear', lambda *a, **named: (calls.append(named), layer(*a, **named))[1])
+    for name in ('cpp', 'torch'):
+        calls.clear()
+        with products_by(name), torch.autocast('cpu', torch.bfloat16):
+            loss = net(x).float().square().mean()
+        assert sum('norm' in named for named in calls) == (6 if name == 'cpp' else 0)  # before q, k, v and each MLP
+        found[name] = torch.autograd.grad(loss, list(net.parameters()))
+    apart = {
+        name: torch.stack([(one - other).norm() for one, other in zip(gradients, exact, strict=True)]).norm()
+        for name, gradients in found.items()
+    }
+    assert apart['cpp'] < 1.5 * apart['torch']
 
 
 def test_what_it_does_not_take(emulated, monkeypatch) -> None:

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip('triton')
 
+from compared import error
 from compiling import compiled
 
 from hat_plugin.archs.hat_arch import HAT, hat_s
@@ -66,10 +67,6 @@ def kernel(q: Tensor, k: Tensor, v: Tensor, table: Tensor, sizes: Sizes) -> Tens
     return triton_attention(
         q, k, v, table, scale=scale, num_heads=heads, window_size=window, overlap_size=overlap, shift_size=shift
     )
-
-
-def error(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
 
 
 def check(case: Case, dtype: torch.dtype, device: str) -> None:

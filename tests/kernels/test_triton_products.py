@@ -12,11 +12,13 @@ from torch import Tensor
 
 pytest.importorskip('triton')
 
+from compared import error
 from compiling import compiled
 
 from hat_plugin.archs.hat_arch import HAT
 from hat_plugin.kernels import triton_launch, triton_products
-from hat_plugin.kernels.products import Layer, Norm, products_by
+from hat_plugin.kernels.operands import Layer, Norm
+from hat_plugin.kernels.products import products_by
 from hat_plugin.layers.attention import attention_backend
 from hat_plugin.layers.precision import prepare_for_inference
 
@@ -35,10 +37,6 @@ def device(request: pytest.FixtureRequest) -> str:
 def random(*shape: int, dtype: torch.dtype, device: str, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator).to(device, dtype)
-
-
-def error(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.mark.parametrize('stream', [torch.float32, None], ids=['fp32 stream', 'one type'])
@@ -126,7 +124,7 @@ def test_a_whole_network(device: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize('amp', [None, torch.bfloat16], ids=['fp32', 'amp bf16'])
-def test_gradients_of_a_whole_network(device: str, amp: torch.dtype | None) -> None:
+def test_gradients_of_a_whole_network(device: str, amp: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A normalisation and the layer behind it are one kernel in training too; gradients are as exact as torch's."""
     torch.manual_seed(0)
     net, x = HAT(**SMALL).to(device).train(), torch.rand(2, 3, 8, 8).to(device)
@@ -134,14 +132,17 @@ def test_gradients_of_a_whole_network(device: str, amp: torch.dtype | None) -> N
     with attention_backend('reference'), products_by('torch'):
         exact = torch.autograd.grad(wide(x.double()).square().mean(), list(wide.parameters()))
     found: dict[str, float] = {}
+    calls, layer = [], triton_products.linear
+    monkeypatch.setattr(triton_products, 'linear', lambda *a, **named: (calls.append(named), layer(*a, **named))[1])
     for name in ('triton', 'torch'):
+        calls.clear()
         with products_by(name), attention_backend('triton'):
             with torch.autocast(x.device.type, amp, enabled=amp is not None):
                 loss = net(x).float().square().mean()
+            assert sum('norm' in named for named in calls) == (6 if name == 'triton' else 0)
             gradients = torch.autograd.grad(loss, list(net.parameters()))
         apart = [(one.double() - other).norm() for one, other in zip(gradients, exact, strict=True)]
         found[name] = (torch.stack(apart).norm() / torch.stack([other.norm() for other in exact]).norm()).item()
-    assert found['triton'] != found['torch']
     assert found['triton'] < 2 * found['torch'] + (1e-5 if amp is None else 1e-3)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from compared import error
 from torch import Tensor, nn
 
 from hat_plugin.kernels import library, native
@@ -35,10 +36,6 @@ def exact(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None = N
     q, k, v, bias = (x.double() for x in (q, k, v, bias))
     bias = bias if mask is None else bias + mask.double()
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias).softmax(-1) @ v
-
-
-def error(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
 
 
 def tokens(windows: int, heads: int, queries: int, keys: int, width: int, dtype=torch.float32) -> list[Tensor]:

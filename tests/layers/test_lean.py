@@ -128,6 +128,22 @@ def test_converted_layers_over_a_stream_in_fp32() -> None:
             torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize('first', [True, False])
+def test_itself_may_come_first_and_keeps_its_own_precision(first: bool) -> None:
+    """Gradients that come in are left as they are, and are not rounded to what the layers multiply in."""
+    norm, linear = nn.LayerNorm(20), Linear(20, 4)
+    layers = [nn.Identity(), linear] if first else [linear, nn.Identity()]
+    x = torch.randn(2, 6, 5, 20, requires_grad=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        results = through(x, norm, *layers)
+    grads = [torch.randn_like(result) * (1e-6 if result.shape[-1] == 4 else 1) for result in results]
+    before = [grad.clone() for grad in grads]
+    (found,) = torch.autograd.grad(results, x, grads)
+    assert all(map(torch.equal, grads, before))
+    (expected,) = torch.autograd.grad(norm(x), x, grads[not first])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_frozen_parts_get_no_gradient() -> None:
     norm, linear, convolution = nn.LayerNorm(20), Linear(20, 4), nn.Conv2d(20, 4, 3, padding=1)
     linear.weight.requires_grad_(False)

@@ -1,0 +1,119 @@
+"""What kernels of layers are given: normalisations, layers, tensors, and whether these fit each other."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Norm(NamedTuple):
+    """A layer normalisation over channels: weight and bias (C), and what is added to the variance."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+class Layer(NamedTuple):
+    """What a pixel's inputs become, a linear layer or a 3x3 convolution, and what follows.
+
+    Attributes:
+        weight: (outputs, inputs) or (outputs, inputs, 3, 3).
+        bias: (outputs), or None.
+        gelu: whether a GELU follows.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    gelu: bool = False
+
+
+def ordinary(device_type: str, *tensors: Tensor | None) -> bool:
+    """Whether kernels that read memory by themselves may be given these: nothing traces, casts or stands for them.
+
+    Args:
+        device_type: 'cpu' or 'cuda': where all must be, on one device.
+        tensors: not empty; None is passed over.
+    """
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type):
+        return False
+    if torch._C._are_functorch_transforms_active():  # its tensors have no memory of their own
+        return False
+    there = [x for x in tensors if x is not None]
+    kinds = (Tensor, nn.Parameter)
+    return all(
+        type(x) in kinds and x.device.type == device_type and x.device == there[0].device and x.numel() for x in there
+    )
+
+
+def check_fit(
+    x: Tensor,
+    layers: tuple[Layer, ...],
+    norm: Norm | None = None,
+    add: Tensor | None = None,
+    scaled: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """All operands by name, of `product` or of a kernel like it, x being (B, ..., C).
+
+    Raises:
+        ValueError: shapes do not fit each other.
+    """
+    tensors = {'x': x}
+    shapes: dict[str, tuple[int, ...]] = {}
+    inputs = x.shape[-1]
+    if x.ndim < 2 or 0 in x.shape or not 1 <= len(layers) <= 2:
+        raise ValueError(f'x {tuple(x.shape)} and {len(layers)} layers: give (B, ..., C) and one layer or two')
+    if norm is not None:
+        tensors |= {'norm.weight': norm.weight, 'norm.bias': norm.bias}
+        shapes |= {'norm.weight': (inputs,), 'norm.bias': (inputs,)}
+    alone = len(layers) == 1 and norm is None and add is None and scaled is None
+    for number, (weight, bias, gelu) in enumerate(layers):
+        linear = gelu or not alone
+        if (weight.shape[2:] != () and (linear or weight.shape[2:] != (3, 3))) or 0 in weight.shape or weight.ndim < 2:
+            raise ValueError(
+                f'weight {tuple(weight.shape)}: give (outputs, inputs){"" if linear else " or a 3x3 kernel"}'
+            )
+        tensors[f'weight {number}'], shapes[f'weight {number}'] = weight, (weight.shape[0], inputs, *weight.shape[2:])
+        inputs = weight.shape[0]
+        if bias is not None:
+            tensors[f'bias {number}'], shapes[f'bias {number}'] = bias, (inputs,)
+    image = (*x.shape[:-1], inputs)
+    if add is not None:
+        tensors['add'], shapes['add'] = add, image
+    if scaled is not None:
+        tensors |= {'scaled': scaled[0], 'factor': scaled[1]}
+        shapes |= {'scaled': image, 'factor': (x.shape[0], inputs)}
+    for name, tensor in tensors.items():
+        if name in shapes and tuple(tensor.shape) != shapes[name]:
+            raise ValueError(f'{name} {tuple(tensor.shape)} does not fit x {tuple(x.shape)}: give {shapes[name]}')
+    return tensors
+
+
+def check_fused(
+    x: Tensor,
+    layers: tuple[Layer, ...],
+    norm: Norm | None = None,
+    add: Tensor | None = None,
+    scaled: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """What `triton_products` and `tile_products` take: x and `add` in fp32 or the weights' type, all on one device.
+
+    Args:
+        scaled: its factor is (1 or B, ..., outputs).
+
+    Raises:
+        ValueError: the operands do not fit each other.
+    """
+    dtype, outputs = layers[0].weight.dtype, layers[-1].weight.shape[0]
+    if scaled is not None:
+        factor = scaled[1].reshape(-1, outputs)
+        scaled = scaled[0], factor.expand(x.shape[0], outputs) if factor.shape[0] == 1 else factor
+    for name, tensor in check_fit(x, layers, norm, add, scaled).items():
+        fits = tensor.dtype == dtype or (tensor.dtype == torch.float32 and not name.startswith('weight'))
+        if not fits or tensor.device != x.device:
+            raise ValueError(
+                f'{name} is {tensor.dtype} on {tensor.device}: give {dtype}, as the weight, on {x.device}; '
+                'all but weights may be fp32'
+            )
