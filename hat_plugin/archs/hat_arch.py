@@ -177,8 +177,11 @@ class HAT(nn.Module):
         Returns:
             (B, embed_dim, H, W).
         """
-        shallow = self.conv_first(x.contiguous(memory_format=torch.channels_last)).to(self.mean.dtype)
-        x = self.patch_embed(shallow.permute(0, 2, 3, 1))
+        image = x
+        shallow: Tensor | None = self._shallow(x)
+        x = self.patch_embed(shallow)
+        if use_strips(x, self):
+            shallow = None  # made again at the end: three channels take less than keeping 180 through all layers
         if self.absolute_pos_embed is not None:
             x = x + positions_at(self.absolute_pos_embed, self._grid, (x.shape[1], x.shape[2]))
         x = self.pos_drop(x)
@@ -187,14 +190,17 @@ class HAT(nn.Module):
         tables = WindowTables(self.relative_position_index_SA, overlap_index, self.attn_masks)
         for layer in self.layers:
             x = layer(x, tables)
-        if use_strips(x, self):
-            earlier = shallow.permute(0, 2, 3, 1)
-            both = add_in_strips(
-                earlier, earlier, self.conv_after_body, lambda top, bottom: self.norm(x[:, top:bottom])
-            )
-            return both.permute(0, 3, 1, 2)
-        x = like_convolution(self.norm(x), self.conv_after_body)
-        return self.conv_after_body(x.permute(0, 3, 1, 2)) + shallow
+        if shallow is None:
+            shallow = self._shallow(image)
+            add_in_strips(shallow, shallow, self.conv_after_body, lambda top, bottom: self.norm(x[:, top:bottom]))
+            return shallow.permute(0, 3, 1, 2)
+        x = like_convolution(self.norm(x), self.conv_after_body).permute(0, 3, 1, 2)
+        return (self.conv_after_body(x).permute(0, 2, 3, 1) + shallow).permute(0, 3, 1, 2)
+
+    def _shallow(self, image: Tensor) -> Tensor:
+        """Shallow features, in the residual stream's type: (B, in_chans, H, W) to (B, H, W, embed_dim)."""
+        features = self.conv_first(image.contiguous(memory_format=torch.channels_last))
+        return features.to(self.mean.dtype).permute(0, 2, 3, 1)
 
     def forward_head(self, x: Tensor) -> Tensor:
         """From features to the (normalised) image, or for upsampler '' to what is added to the input.

@@ -5,14 +5,14 @@ that makes it to the moment the last reference goes; a convolution on the CPU co
 computes in a layout of its own. That gives the peak of live bytes for any network, with neither the memory nor the
 arithmetic. Other scratch inside operators and what the allocator holds back are not seen.
 
-Measured on two CPU cores with torch 2.13 (peak resident memory of a fresh process, without what it held before), as
-measured / estimated, fp32:
+Measured on two CPU cores with torch 2.13 (peak resident memory of a fresh process above what it held before, freed
+blocks given back to the system at once), as measured / estimated, fp32: forward at 128 and 256, training at 64:
 
-    forward   HAT (2 groups) 64 and 128: 1.14, 1.30 · SwinIR (2 groups) 64 and 128: 2.2, 1.9
-    training  HAT (2 groups) 48: 1.34 · small HAT 32: 1.9 · SwinIR (2 groups) 32 and 64: 1.6, 1.7 · RRDBNet 64: 1.2
+    HAT 1.00, 0.97, 1.03 · SwinIR (2 groups) 1.05, 1.09, 1.53 · HATUNet 1.03, 0.79, 0.87 · Restormer 0.91, 0.79, 1.01
+    NAFNet 0.94, 0.82, 0.51 · RRDBNet (6 blocks) 1.01, 1.00, 1.07
 
-With ``MALLOC_MMAP_THRESHOLD_=65536`` (glibc gives freed blocks back at once) the same runs give 1.00 to 1.01 and 1.03
-to 1.15: what is missing is what the allocator keeps. CUDA was not measured.
+Left to itself glibc keeps freed blocks: the same forward passes took 1.0 to 2.4 times the estimate. CUDA was not
+measured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import copy
 import logging
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hat_plugin.engine.machine import free_bytes
+from hat_plugin.layers.strips import estimating
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ def estimate_forward_bytes(net: nn.Module, shape: Sequence[int], dtype: torch.dt
     Raises:
         Whatever the network raises for this shape, also where it asks for a tensor's values to decide its way.
     """
-    with torch.no_grad(), _fake_copy(net) as (twin, device, counter):
+    with torch.no_grad(), estimating(), _fake_copy(net) as (twin, device, counter):
         twin.eval()
         twin(torch.empty(*shape, dtype=dtype, device=device))
         return counter.peak
@@ -196,20 +197,34 @@ def available_bytes(device: torch.device | str = 'cpu') -> int:
 
 
 # By the first weight, so that a network is known again in another wrapper.
-_RATES = WeakIdKeyDictionary()
+_ESTIMATES = WeakIdKeyDictionary()
 
 
-def _forward_rate(net: nn.Module, lead: tuple[int, int], multiple: int, dtype: torch.dtype) -> tuple[float, float]:
-    """Bytes of a forward pass as (fixed, for one pixel), a line through the estimates at two sizes; kept for `net`."""
+def _bytes_of_square(net: nn.Module, lead: tuple[int, int], side: int, dtype: torch.dtype) -> int:
+    """`estimate_forward_bytes` of (*lead, side, side); kept for `net`."""
     autocast = torch.is_autocast_enabled('cpu') or torch.is_autocast_enabled('cuda')
-    key = (type(net), lead, multiple, dtype, autocast)
-    rates: dict[tuple[Any, ...], tuple[float, float]] = _RATES.setdefault(next(net.parameters(), net), {})
-    if key not in rates:
-        small = multiple * max(2, math.ceil(32 / multiple))
-        low, high = (estimate_forward_bytes(net, (*lead, side, side), dtype) for side in (small, 2 * small))
-        slope = max(1.0, (high - low) / (3 * small * small))
-        rates[key] = (max(0.0, low - slope * small * small), slope)
-    return rates[key]
+    key = (type(net), lead, side, dtype, autocast, torch.get_num_threads())
+    known: dict[tuple[Any, ...], int] = _ESTIMATES.setdefault(next(net.parameters(), net), {})
+    if key not in known:
+        known[key] = estimate_forward_bytes(net, (*lead, side, side), dtype)
+    return known[key]
+
+
+def _fitting_pixels(sizes: Callable[[int], int], multiple: int, pixels: int, budget: float) -> float:
+    """As many pixels as a budget of bytes is enough for, up to those asked for.
+
+    Squares of multiple * 2 ** n pixels a side are tried from the first that holds the pixels down to one that fits;
+    between two of them bytes are taken to grow with the pixels.
+    """
+    side = multiple << max(0, math.ceil(math.log2(math.sqrt(pixels) / multiple)))
+    larger, needed = 0, 0
+    while (taken := sizes(side)) > budget:
+        if side == multiple:
+            return 0.0
+        larger, needed, side = side, taken, side // 2
+    if not larger:
+        return float(pixels)
+    return side**2 + (larger**2 - side**2) * (budget - taken) / (needed - taken)
 
 
 def largest_fitting_tile(
@@ -239,12 +254,16 @@ def largest_fitting_tile(
     batch, channels, height, width = shape
     whole = max(height, width)
     try:
-        fixed, rate = _forward_rate(net, (batch, channels), multiple, dtype)
+        budget = available_bytes(device) * USABLE_SHARE.get(device.type, 0.4) - reserve
+
+        def sizes(side: int) -> int:
+            return _bytes_of_square(net, (batch, channels), side, dtype)
+
+        pixels = _fitting_pixels(sizes, multiple, height * width, budget)
     except Exception as error:  # another's network may do anything with a tensor; an estimate must not stop a picture
         logger.debug('no memory estimate for %s: %r', type(net).__name__, error)
         return whole
-    pixels = (available_bytes(device) * USABLE_SHARE.get(device.type, 0.4) - reserve - fixed) / rate
     if height * width <= pixels:
         return whole
-    side = int(math.sqrt(max(0.0, pixels))) // multiple * multiple
+    side = int(math.sqrt(pixels)) // multiple * multiple
     return min(whole, max(side, smallest))

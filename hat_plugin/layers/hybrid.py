@@ -29,8 +29,10 @@ from hat_plugin.layers.local import CAB
 from hat_plugin.layers.residual import DropPath, add_in_strips, like_convolution, residual_convolution
 from hat_plugin.layers.self_attention import WindowAttention
 from hat_plugin.layers.strips import (
+    Block,
     blocks_of,
     chunk_windows,
+    enough,
     like_weights,
     map_rows,
     read_windows,
@@ -101,17 +103,20 @@ class HAB(nn.Module):
         weights = weights * self.conv_scale
         result = branch if branch.dtype == x.dtype else torch.empty_like(x)  # a part is read before it is written
         plain = gather_bias(self.attn.relative_position_bias_table, tables.self_index)
-        for region in shifted_regions(height // side, width // side, self.shift_size > 0):
+        for region in enough(shifted_regions(height // side, width // side, self.shift_size > 0)):
             bias = plain if region.mask is None else plain + tables.masks[region.mask]
             top, left = (n * side + self.shift_size for n in (region.top, region.left))
             for block in blocks_of(batch, region.rows, region.columns, side, most):
                 block = block._replace(top=block.top + top, left=block.left + left)
-                y = read_windows(x, block, side)
-                qkv, _ = normed_linear(y, self.norm1, self.attn.qkv)
-                attended = self.attn.attended_windows(qkv, bias)
-                y = add_linear(y, attended, self.attn.proj, (read_windows(branch, block, side), weights[block.sample]))
+                y = self._attended(x, block, bias, (read_windows(branch, block, side), weights[block.sample]))
                 write_windows(result, block, add_feed_forward(y, self.norm2, self.mlp), side)
         return result
+
+    def _attended(self, x: Tensor, block: Block, bias: Tensor, branch: tuple[Tensor, Tensor]) -> Tensor:
+        """A block of x, (B, H, W, C), with its attention and the scaled branch added: windows (n, N, C)."""
+        y = read_windows(x, block, self.attn.window_size)
+        qkv, _ = normed_linear(y, self.norm1, self.attn.qkv)
+        return add_linear(y, self.attn.attended_windows(qkv, bias), self.attn.proj, branch)
 
 
 class OCAB(nn.Module):
@@ -146,29 +151,32 @@ class OCAB(nn.Module):
 
     def _in_strips(self, x: Tensor, tables: WindowTables) -> Tensor:
         """`forward` in inference: keys and values for a strip of window rows, then a few windows at a time."""
-        batch, height, width, channels = x.shape
-        side, most = self.window_size, chunk_windows(x, self.window_size)
-        margin = (self.overlap_size - side) // 2
+        batch, height, width, _ = x.shape
+        side = self.window_size
+        most = max(1, chunk_windows(x, side) // 2)  # each brings keys and values of about twice its pixels
+        margin = self.overlap_size - side  # of both sides
         bias = gather_bias(self.relative_position_bias_table, tables.overlap_index)
-        query_bias = None if self.qkv.bias is None else self.qkv.bias[:channels]
         result = torch.empty_like(x)
         rows = max(1, map_rows(x) // side) * side
+        kv: Tensor | None = None
         for strip in blocks_of(batch, height // side, width // side, side, rows // side * (width // side)):
+            del kv  # before the next is made
             kv = self._keys_and_values(x[strip.sample], strip.top, strip.top + strip.height)
             for part in blocks_of(1, strip.height // side, width // side, side, most):
+                seen = kv[part.top : part.top + part.height + margin, part.left : part.left + part.width + margin]
                 block = part._replace(sample=strip.sample, top=part.top + strip.top)
-                y = read_windows(x, block, side)
-                tokens = like_weights(self.norm1(y), self.qkv)
-                (q,) = split_heads(linear(tokens, self.qkv.weight[:channels], query_bias), 1, self.num_heads)
-                seen = kv[
-                    None,
-                    part.top : part.top + part.height + 2 * margin,
-                    part.left : part.left + part.width + 2 * margin,
-                ]
-                k, v = split_heads(windows_of_padded(seen, side, self.overlap_size), 2, self.num_heads)
-                y = add_linear(y, merge_heads(attention(q, k, v, bias, scale=self.scale)), self.proj)
+                y = self._attended_block(read_windows(x, block, side), seen, bias)
                 write_windows(result, block, add_feed_forward(y, self.norm2, self.mlp), side)
         return result
+
+    def _attended_block(self, x: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
+        """Windows (n, N, C) with attention added to what is around them, keys and values (h, w, 2 * C)."""
+        channels = x.shape[-1]
+        query_bias = None if self.qkv.bias is None else self.qkv.bias[:channels]
+        tokens = like_weights(self.norm1(x), self.qkv)
+        (q,) = split_heads(linear(tokens, self.qkv.weight[:channels], query_bias), 1, self.num_heads)
+        k, v = split_heads(windows_of_padded(kv[None], self.window_size, self.overlap_size), 2, self.num_heads)
+        return add_linear(x, merge_heads(attention(q, k, v, bias, scale=self.scale)), self.proj)
 
     def _keys_and_values(self, x: Tensor, top: int, bottom: int) -> Tensor:
         """Keys and values of the rows [top, bottom) of an image (H, W, C) and the margin around, zeros outside it.
@@ -182,7 +190,7 @@ class OCAB(nn.Module):
         bias = None if self.qkv.bias is None else self.qkv.bias[channels:]
         step = max(1, chunk_windows(x, self.window_size) * self.window_size**2 // width)
         kv: Tensor | None = None
-        for row in range(max(0, top - margin), min(height, bottom + margin), step):
+        for row in enough(range(max(0, top - margin), min(height, bottom + margin), step)):
             end = min(row + step, height, bottom + margin)
             part = linear(like_weights(self.norm1(x[row:end]), self.qkv), weight, bias)
             if kv is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,12 +44,13 @@ class ChannelAttention(nn.Module):
         return x * self.attention(x)
 
     def weights(self, x: Tensor) -> Tensor:
-        """What each channel of (B, H, W, C) is weighed by, (B, 1, 1, C)."""
+        """What each channel of (B, H, W, C) is weighed by, (B, 1, 1, C), in the type of the weights."""
         pool, down, _, up, _ = self.attention
         if type(pool) is not nn.AdaptiveAvgPool2d or not isinstance(down, nn.Conv2d) or not isinstance(up, nn.Conv2d):
-            seen: Tensor = self.attention(x.permute(0, 3, 1, 2))
+            seen: Tensor = self.attention(like_weights(x, down).permute(0, 3, 1, 2))
             return seen.permute(0, 2, 3, 1)
         means = x.mean((1, 2)) if x.is_cuda else x.mean(1).mean(1)  # a CPU takes a fifth of the time, in bf16
+        means = like_weights(means, down)
         y = F.linear(means, down.weight.flatten(1), down.bias)  # less to launch than convolutions of a pixel
         return F.linear(F.relu(y), up.weight.flatten(1), up.bias).sigmoid()[:, None, None]
 
@@ -98,7 +100,8 @@ class CAB(nn.Module):
             prepare: what is done to each strip first, a normalisation; (B, h, W, C) to the same shape. None: nothing.
 
         Returns:
-            Features (B, H, W, C), and the weights of their channels (B, 1, 1, C).
+            Features (B, H, W, C), in x's type where they were made in strips, and the weights of their channels
+            (B, 1, 1, C).
         """
         height = x.shape[1]
         first, _, second, weigh = self.cab
@@ -117,7 +120,7 @@ class CAB(nn.Module):
             if bottom - top == height:
                 branch = features
             else:
-                branch = features.new_empty(x.shape) if branch is None else branch
+                branch = torch.empty_like(x) if branch is None else branch
                 branch[:, top:bottom] = features
         assert branch is not None
         return branch, weigh.weights(branch)

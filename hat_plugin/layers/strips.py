@@ -2,14 +2,17 @@
 
 The values are those of the whole: windows do not see each other, and a convolution's strip is computed with the rows
 around it that it can see. Strips are for inference alone. Training keeps activations anyway; torch.compile would unroll
-the loops; on 'meta' and fake tensors nothing is computed, so that a memory estimate is that of the whole: too high.
+the loops; on 'meta' and fake tensors nothing is computed. An estimate of memory goes through a few of them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from contextvars import ContextVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +31,33 @@ _HEAD_BYTES = 32 << 20  # of the largest feature map of a strip on the way up
 _CUDA_HEAD_BYTES = 512 << 20
 
 
+_estimating = ContextVar('estimating', default=False)  # of this thread alone: another may restore a picture
+T = TypeVar('T')
+
+
+@contextlib.contextmanager
+def estimating() -> Iterator[None]:
+    """Within it fake tensors go by strips, too, and loops over strips end after the second, as large as any.
+
+    The memory in use is then that of a whole pass, in little time; values are nobody's.
+    """
+    token = _estimating.set(True)
+    try:
+        yield
+    finally:
+        _estimating.reset(token)
+
+
+def enough(strips: Iterable[T]) -> Iterable[T]:
+    """All of them, or as many as `estimating` needs."""
+    return itertools.islice(strips, 2) if _estimating.get() else strips
+
+
 def use_strips(x: Tensor, module: nn.Module) -> bool:
     """Whether this pass of a module over x may go strip by strip."""
     if torch.is_grad_enabled() or module.training or torch.compiler.is_compiling():
         return False
-    return x.device.type in ('cpu', 'cuda') and not isinstance(x, FakeTensor)
+    return x.device.type in ('cpu', 'cuda') and (not isinstance(x, FakeTensor) or _estimating.get())
 
 
 def like_weights(x: Tensor, layer: nn.Module) -> Tensor:
@@ -78,15 +103,19 @@ class Block(NamedTuple):
     width: int
 
 
+def _share(length: int, most: int) -> int:
+    """The size of even shares of a length, at most `most` each."""
+    return math.ceil(length / math.ceil(length / most))
+
+
 def blocks_of(batch: int, rows: int, columns: int, window_size: int, most: int) -> Iterator[Block]:
-    """Cut (batch, rows, columns) windows into blocks of at most `most` windows (1 or more)."""
-    wide = min(columns, most)
-    high = max(1, min(rows, most // columns))
-    for sample in range(batch):
-        for row in range(0, rows, high):
-            for column in range(0, columns, wide):
-                height, width = min(high, rows - row), min(wide, columns - column)
-                yield Block(sample, *(n * window_size for n in (row, column, height, width)))
+    """Cut (batch, rows, columns) windows into blocks of at most `most` windows (1 or more), of about one size."""
+    wide = _share(columns, most)
+    high = _share(rows, max(1, most // columns))
+    corners = itertools.product(range(batch), range(0, rows, high), range(0, columns, wide))
+    for sample, row, column in enough(corners):
+        height, width = min(high, rows - row), min(wide, columns - column)
+        yield Block(sample, *(n * window_size for n in (row, column, height, width)))
 
 
 def _pieces(start: int, length: int, size: int) -> list[tuple[int, int]]:
@@ -171,7 +200,7 @@ def strips_of_rows(
         factor *= _factor(step)
         reach += _halo(step) / factor
     margin = math.ceil(reach)
-    for top in range(0, height, rows):
+    for top in enough(range(0, height, rows)):
         bottom = min(height, top + rows)
         low, high, end = max(0, top - margin), min(height, bottom + margin), height
         x = source(low, high)

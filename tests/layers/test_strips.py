@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hat_plugin.archs.hat_arch import HAT
-from hat_plugin.layers import strips
+from hat_plugin.engine.memory import estimate_forward_bytes
+from hat_plugin.layers import hybrid, strips
 from hat_plugin.layers.linear import Linear, linear
 from hat_plugin.layers.local import CAB
 from hat_plugin.layers.precision import PRECISIONS, prepare_for_inference
@@ -138,6 +140,38 @@ def test_nothing_larger_than_a_feature_map_or_the_result(monkeypatch: pytest.Mon
     with torch.no_grad(), Peak() as peak:
         net(x)
     assert peak.bytes == max(feature_map, result)
+
+
+def test_three_feature_maps_are_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a group came with, what a block reads and what it writes; strips and windows come on top."""
+    monkeypatch.setattr(strips, '_CORE_TOKENS', 32)
+    monkeypatch.setattr(strips, '_HEAD_BYTES', 1 << 16)
+    monkeypatch.setattr(strips, '_MAP_TOKENS', 1)
+    net = build(embed_dim=24, depths=[2, 2], num_heads=[2, 2], upsampler='', upscale=1)
+    feature_map = 192 * 192 * 24 * 4
+    assert 3 * feature_map < estimate_forward_bytes(net, (1, 3, 192, 192)) < 4 * feature_map
+
+
+@pytest.mark.usefixtures('narrow')
+@pytest.mark.parametrize('changes', CONFIGURATIONS[:4], ids=str)
+def test_an_estimate_by_two_strips_is_that_by_all(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    net = build(**changes)
+    by_two = estimate_forward_bytes(net, (2, 3, 40, 36))
+    for module in strips, hybrid:
+        monkeypatch.setattr(module, 'enough', lambda some: some)
+    assert by_two == pytest.approx(estimate_forward_bytes(net, (2, 3, 40, 36)), rel=0.01)
+
+
+def test_an_estimate_elsewhere_does_not_shorten_a_pass() -> None:
+    with strips.estimating(), ThreadPoolExecutor(1) as pool:
+        assert list(strips.enough(range(5))) == [0, 1]
+        assert list(pool.submit(strips.enough, range(5)).result()) == [0, 1, 2, 3, 4]
+    assert list(strips.enough(range(5))) == [0, 1, 2, 3, 4]
+
+
+def test_blocks_are_of_about_one_size() -> None:
+    assert [block.width for block in blocks_of(1, 1, 40, 16, 32)] == [20 * 16, 20 * 16]
+    assert [block.height for block in blocks_of(1, 10, 4, 16, 16)] == [64, 64, 32]
 
 
 @pytest.mark.parametrize('precision', PRECISIONS)
