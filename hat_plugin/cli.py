@@ -20,6 +20,7 @@ COMMANDS = {
         'hat_plugin.compare.command',
         'train and measure several networks alike; tables and a page of pictures',
     ),
+    'export': ('hat_plugin.export', 'write a trained network as ONNX, for pictures of any size'),
     'prepare': ('hat_plugin.prepare.command', 'make training-ready data out of downloaded archives'),
     'check': ('hat_plugin.check', 'check an option file, its networks and its data without training'),
     'doctor': ('hat_plugin.doctor', 'say what is installed, what is registered and what is wrong'),

@@ -30,6 +30,17 @@ class Layer(NamedTuple):
     gelu: bool = False
 
 
+def is_traced() -> bool:
+    """Whether operators are recorded or tensors stand for others: what a kernel does by itself would be missed."""
+    functorch: bool = torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or functorch
+
+
+def is_exported() -> bool:
+    """Whether the operators recorded are for where this package is not: for ONNX, or TorchScript."""
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+
+
 def ordinary(device_type: str, *tensors: Tensor | None) -> bool:
     """Whether kernels that read memory by themselves may be given these: nothing traces, casts or stands for them.
 
@@ -37,9 +48,7 @@ def ordinary(device_type: str, *tensors: Tensor | None) -> bool:
         device_type: 'cpu' or 'cuda': where all must be, on one device.
         tensors: not empty; None is passed over.
     """
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type):
-        return False
-    if torch._C._are_functorch_transforms_active():  # its tensors have no memory of their own
+    if is_traced() or torch.is_autocast_enabled(device_type):
         return False
     there = [x for x in tensors if x is not None]
     kinds = (Tensor, nn.Parameter)

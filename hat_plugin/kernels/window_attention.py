@@ -25,6 +25,7 @@ from hat_plugin.kernels.geometry import (
 )
 from hat_plugin.kernels.library import load
 from hat_plugin.kernels.native import run_gather, run_image, run_image_gradient, run_windows
+from hat_plugin.kernels.operands import is_exported, is_traced
 from hat_plugin.layers.windows import overlapping_windows, shifted_regions, window_partition, window_reverse
 
 
@@ -41,13 +42,14 @@ def supports(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> bool:
         all(x.device.type == 'cpu' and x.dtype in DTYPES for x in tensors)
         and q.dtype == k.dtype == v.dtype
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+        and not is_exported()
         and available()
     )
 
 
 def supports_image(qkv: Tensor) -> bool:
     """Whether `image_window_attention` is the kernel to take: CPU, fp32 or bf16, library there."""
-    return qkv.device.type == 'cpu' and qkv.dtype in DTYPES and available()
+    return qkv.device.type == 'cpu' and qkv.dtype in DTYPES and not is_exported() and available()
 
 
 def gathered_bias(table: Tensor, index: Tensor) -> Tensor | None:
@@ -56,7 +58,7 @@ def gathered_bias(table: Tensor, index: Tensor) -> Tensor | None:
     For HAT's windows it took 0.10 ms in the place of `index_select`'s 1.00 in bf16, 0.18 in the place of 0.22 in fp32.
     """
     learning = torch.is_grad_enabled() and table.requires_grad
-    if learning or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if learning or is_traced():
         return None
     plain = type(table) in (Tensor, nn.Parameter) and type(index) is Tensor
     if not plain or table.device.type != 'cpu' or index.device.type != 'cpu' or table.dtype not in DTYPES:
@@ -239,13 +241,14 @@ def plain_image_attention(qkv: Tensor, bias: Tensor, masks: Tensor | None, geome
     q = window_partition(q, side)
     k, v = (overlapping_windows(x, side, geometry.overlap_size) for x in (k, v))
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2).unflatten(0, (-1, rows, columns)) for x in (q, k, v))
-    bands: dict[int, list[Tensor]] = {}
+    bands: list[list[Tensor]] = []
     for top, left, down, across, mask in shifted_regions(rows, columns, shift > 0):
+        bands += [[]] if left == 0 else []
         logits = (bias if masks is None or mask is None else bias + masks[mask]).to(q.dtype)
         part = (slice(None), slice(top, top + down), slice(left, left + across))
         some_q, some_k, some_v = (x[part].flatten(0, 2) for x in (q, k, v))
         found = F.scaled_dot_product_attention(some_q, some_k, some_v, attn_mask=logits[None], scale=geometry.scale)
-        bands.setdefault(top, []).append(found.unflatten(0, (-1, down, across)))
-    out = torch.cat([torch.cat(band, dim=2) for band in bands.values()], dim=1)
+        bands[-1].append(found.unflatten(0, (-1, down, across)))
+    out = torch.cat([torch.cat(band, dim=2) for band in bands], dim=1)
     x = window_reverse(out.flatten(0, 2).transpose(1, 2).flatten(2), side, height, width)
     return torch.roll(x, (shift, shift), (1, 2)) if shift else x.contiguous()

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hat_plugin.kernels.operands import is_exported
 from hat_plugin.kernels.triton_attention import triton_attention
 from hat_plugin.kernels.triton_launch import require_triton
 from hat_plugin.kernels.triton_launch import takes as triton_takes
@@ -82,6 +83,8 @@ def best_backend(q: Tensor, bias: Tensor, dropout: float) -> str:
     took a quarter of SDPA's time, cutting windows included (bf16, 1024x1024 pixels), FlexAttention four fifths.
     """
     learning = bias.requires_grad and torch.is_grad_enabled()
+    if is_exported():
+        return 'sdpa'
     if q.is_cuda and not dropout and triton_takes(q, bias):
         return 'triton'
     if q.is_cuda or dropout:

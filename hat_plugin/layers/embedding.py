@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hat_plugin.kernels.operands import is_traced
+
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad an image at its right and bottom: mirrored, or with its last pixels where a side is too short to mirror.
@@ -20,12 +22,23 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
         (B, C, H', W').
     """
     height, width = x.shape[2:]
+    if is_traced() and multiple > 1:  # one graph for all sizes
+        rows = _mirrored(height, (height + multiple - 1) // multiple * multiple)
+        columns = _mirrored(width, (width + multiple - 1) // multiple * multiple)
+        return x.index_select(2, rows.to(x.device)).index_select(3, columns.to(x.device))
     down, right = -height % multiple, -width % multiple
     if right:
         x = F.pad(x, (0, right, 0, 0), mode='reflect' if right < width else 'replicate')
     if down:
         x = F.pad(x, (0, 0, 0, down), mode='reflect' if down < height else 'replicate')
     return x
+
+
+def _mirrored(length: int, padded: int) -> Tensor:
+    """Which of `length` pixels each of `padded` ones is, as `pad_to_multiple` pads, with no branch on a size."""
+    place = torch.arange(padded)
+    mirrored = torch.where(place < length, place, 2 * (length - 1) - place)
+    return torch.where(mirrored[-1:] >= 0, mirrored, place.clamp(max=length - 1))
 
 
 class PixelEmbed(nn.Module):

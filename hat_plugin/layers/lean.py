@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hat_plugin.kernels.fused_products import kernels_for
-from hat_plugin.kernels.operands import Layer, Norm
+from hat_plugin.kernels.operands import Layer, Norm, is_traced
 from hat_plugin.layers.convolution import Conv2d, Geometry, convolution_gradients, convolve
 from hat_plugin.layers.linear import Linear, linear, normed_linear
 from hat_plugin.layers.strips import like_weights
@@ -38,7 +38,7 @@ def through(x: Tensor, step: nn.Module, *layers: nn.Module) -> tuple[Tensor, ...
         A tensor for each layer, channels last, in the weights' dtype or autocast's; step(x) in its own.
     """
     made, readers = _Made.of(step), [_Reader.of(layer) for layer in layers]
-    plain = made is None or None in readers or not torch.is_grad_enabled() or _is_traced()
+    plain = made is None or None in readers or not torch.is_grad_enabled() or is_traced()
     weights = [tensor for reader in readers if reader for tensor in (reader.weight, reader.bias)]
     if plain or made is None or not any(isinstance(tensor, Tensor) for tensor in weights):
         return _as_they_are(x, step, layers)
@@ -57,10 +57,6 @@ def through(x: Tensor, step: nn.Module, *layers: nn.Module) -> tuple[Tensor, ...
 def is_plain(module: nn.Module) -> bool:
     """Whether it is a step or a layer that `through` knows, and nobody waits for its call by a hook."""
     return _Made.of(module) is not None or _Reader.of(module) is not None
-
-
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 
 def _as_they_are(x: Tensor, step: nn.Module, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:

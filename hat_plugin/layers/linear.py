@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hat_plugin.kernels import products
 from hat_plugin.kernels.fused_products import kernels_for
-from hat_plugin.kernels.operands import Layer, Norm
+from hat_plugin.kernels.operands import Layer, Norm, is_traced
 from hat_plugin.layers.strips import like_weights
 
 # torch sends fp32 linear layers to MKL. oneDNN, which torch carries too, took 0.6 to 0.9 of MKL's time for HAT's layers
@@ -45,7 +45,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         and x.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
         and x.is_contiguous()
-        and not (torch.is_grad_enabled() or torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling())
+        and not (torch.is_grad_enabled() or torch.is_autocast_enabled('cpu') or is_traced())
         and not _memory_is_limited()
     )
     if not onednn:

@@ -109,16 +109,17 @@ class WindowAttention(nn.Module):
         side = self.window_size
         if shift_size:
             qkv = torch.roll(qkv, shifts=(-shift_size, -shift_size), dims=(1, 2))
-        bands: dict[int, list[Tensor]] = {}
+        bands: list[list[Tensor]] = []
         for top, left, rows, columns, mask in shifted_regions(
             qkv.shape[1] // side, qkv.shape[2] // side, shift_size > 0
         ):
+            bands += [[]] if left == 0 else []
             part = qkv[:, top * side : (top + rows) * side, left * side : (left + columns) * side]
             windows = self._attend(
                 window_partition(part, side), bias, None if mask is None or masks is None else masks[mask]
             )
-            bands.setdefault(top, []).append(window_reverse(windows, side, rows * side, columns * side))
-        x = torch.cat([torch.cat(band, dim=2) for band in bands.values()], dim=1) if shift_size else bands[0][0]
+            bands[-1].append(window_reverse(windows, side, rows * side, columns * side))
+        x = torch.cat([torch.cat(band, dim=2) for band in bands], dim=1) if shift_size else bands[0][0]
         return torch.roll(x, shifts=(shift_size, shift_size), dims=(1, 2)) if shift_size else x
 
     def _attend(self, qkv: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:

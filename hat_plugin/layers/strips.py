@@ -1,8 +1,8 @@
 """Inference a strip at a time: what a strip needs stays in the cache, and memory beyond a few feature maps is bounded.
 
 The values are those of the whole: windows do not see each other, and a convolution's strip is computed with the rows
-around it that it can see. Strips are for inference alone. Training keeps activations anyway; torch.compile would unroll
-the loops; on 'meta' and fake tensors nothing is computed. An estimate of memory goes through a few of them.
+around it that it can see. Strips are for inference alone. Training keeps activations anyway; a compiler or tracer would
+unroll the loops; on 'meta' and fake tensors nothing is computed. An estimate of memory goes through a few of them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from hat_plugin.kernels.operands import is_traced
 from hat_plugin.layers.windows import window_partition, window_reverse
 
 # Tokens of a chunk of windows for one CPU core: 9 MB of fp32 queries, keys and values. Fewer gained nothing, many
@@ -55,7 +56,7 @@ def enough(strips: Iterable[T]) -> Iterable[T]:
 
 def use_strips(x: Tensor, module: nn.Module) -> bool:
     """Whether this pass of a module over x may go strip by strip."""
-    if torch.is_grad_enabled() or module.training or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or module.training or is_traced():
         return False
     return x.device.type in ('cpu', 'cuda') and (not isinstance(x, FakeTensor) or _estimating.get())
 
