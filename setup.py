@@ -69,6 +69,8 @@ setup(
         # PNGs read in two fifths of the time (hat_plugin/data/png_rows.py). Wheels for CPython 3.10 to 3.13 on Linux,
         # macOS and Windows; their licences are PSF-2.0 and MIT. Others go without and read by OpenCV.
         'fast': ['isal>=1.6', 'pyspng>=0.1.4'],
+        # `basicsr export`; torch's exporter is written in onnxscript.
+        'onnx': ['onnx>=1.17', 'onnxruntime>=1.20', 'onnxscript>=0.3'],
         # Learned distances: LPIPS as loss and metric; DISTS and NIQE as metrics (pyiqa brings many packages).
         'lpips': ['lpips>=0.1.4'],
         'pyiqa': ['pyiqa>=0.1.10'],
@@ -76,6 +78,9 @@ setup(
         # their interpreters fail), 3.7 and 3.9 with NumPy 2.4. PyTorch for CUDA brings its own.
         'tests': [
             'lpips>=0.1.4',
+            'onnx>=1.17',
+            'onnxruntime>=1.20',
+            'onnxscript>=0.3',
             'pytest>=8',
             'pytest-xdist>=3.6',
             'pytorch-msssim>=1.0',

@@ -118,7 +118,7 @@ class WindowAttention(nn.Module):
             windows = self._attend(
                 window_partition(part, side), bias, None if mask is None or masks is None else masks[mask]
             )
-            bands[-1].append(window_reverse(windows, side, rows * side, columns * side))
+            bands[-1].append(window_reverse(windows, side, rows * side, columns * side, qkv.shape[0]))
         x = torch.cat([torch.cat(band, dim=2) for band in bands], dim=1) if shift_size else bands[0][0]
         return torch.roll(x, shifts=(shift_size, shift_size), dims=(1, 2)) if shift_size else x
 

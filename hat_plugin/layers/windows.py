@@ -35,7 +35,7 @@ def window_partition(x: Tensor, window_size: int) -> Tensor:
     return x.transpose(2, 3).reshape(-1, window_size * window_size, channels)
 
 
-def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
+def window_reverse(windows: Tensor, window_size: int, height: int, width: int, batch: int = -1) -> Tensor:
     """Undo `window_partition`.
 
     Args:
@@ -43,13 +43,14 @@ def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -
         window_size: side of a window in pixels.
         height: H of the image, a multiple of window_size.
         width: W of the image, a multiple of window_size.
+        batch: B, for graphs in which there may be no windows to tell it; -1: as they do.
 
     Returns:
         (B, height, width, C).
     """
     channels = windows.shape[-1]
-    x = windows.reshape(-1, height // window_size, width // window_size, window_size, window_size, channels)
-    return x.transpose(2, 3).reshape(-1, height, width, channels)
+    x = windows.reshape(batch, height // window_size, width // window_size, window_size, window_size, channels)
+    return x.transpose(2, 3).reshape(batch, height, width, channels)
 
 
 def overlapping_windows(x: Tensor, window_size: int, overlap_size: int) -> Tensor:
