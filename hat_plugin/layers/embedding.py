@@ -23,9 +23,9 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """
     height, width = x.shape[2:]
     if is_traced() and multiple > 1:  # one graph for all sizes
-        rows = _mirrored(height, (height + multiple - 1) // multiple * multiple)
-        columns = _mirrored(width, (width + multiple - 1) // multiple * multiple)
-        return x.index_select(2, rows.to(x.device)).index_select(3, columns.to(x.device))
+        rows = _mirrored(height, (height + multiple - 1) // multiple * multiple, x.device)
+        columns = _mirrored(width, (width + multiple - 1) // multiple * multiple, x.device)
+        return x.index_select(2, rows).index_select(3, columns)
     down, right = -height % multiple, -width % multiple
     if right:
         x = F.pad(x, (0, right, 0, 0), mode='reflect' if right < width else 'replicate')
@@ -34,9 +34,9 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
-def _mirrored(length: int, padded: int) -> Tensor:
+def _mirrored(length: int, padded: int, device: torch.device) -> Tensor:
     """Which of `length` pixels each of `padded` ones is, as `pad_to_multiple` pads, with no branch on a size."""
-    place = torch.arange(padded)
+    place = torch.arange(padded, device=device)
     mirrored = torch.where(place < length, place, 2 * (length - 1) - place)
     return torch.where(mirrored[-1:] >= 0, mirrored, place.clamp(max=length - 1))
 
