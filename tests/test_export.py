@@ -25,13 +25,25 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def hat() -> HAT:
+def trained(net: nn.Module) -> nn.Module:
+    """As if trained: residual networks begin as the identity, of which every graph is the same."""
     torch.manual_seed(0)
-    net = HAT(**SMALL).eval()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
-    return net
+    return net.eval()
+
+
+def hat() -> nn.Module:
+    return trained(HAT(**SMALL))
+
+
+def hat_unet() -> nn.Module:
+    return trained(HATUNet(embed_dim=16, depths=(1, 1, 2, 2), num_heads=(1, 2, 2, 4), refinement_depth=1))
+
+
+def nafnet() -> nn.Module:
+    return trained(NAFNet(width=16, enc_blk_nums=[1, 1], middle_blk_num=1, dec_blk_nums=[1, 1]))
 
 
 def weights_of(net: nn.Module, folder: Path) -> str:
@@ -98,12 +110,7 @@ def test_bad_arguments(arguments: list[str], words: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize('grad', [False, True])
 def test_torchscript(grad: bool) -> None:
     """A tracer does not see what our kernels write: it has to be given torch's operators."""
-    networks = [
-        hat(),
-        HATUNet(embed_dim=16, depths=(1, 1, 2, 2), num_heads=(1, 2, 2, 4), refinement_depth=1).eval(),
-        NAFNet(width=16, enc_blk_nums=[1, 1], middle_blk_num=1, dec_blk_nums=[1, 1]).eval(),
-    ]
-    for net in networks:
+    for net in (hat(), hat_unet(), nafnet()):
         image = torch.rand(1, 3, 21, 30)
         with torch.set_grad_enabled(grad):
             traced = torch.jit.trace(net, (image,), check_trace=False)
