@@ -1,4 +1,4 @@
-"""Networks as ONNX and TorchScript: what other programs make of them is what PyTorch makes."""
+"""`basicsr export`: what ONNX Runtime makes of a network is what PyTorch makes. More in kernels/test_traced.py."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from hat_plugin.archs.hat_arch import HAT
-from hat_plugin.archs.hat_unet_arch import HATUNet
-from hat_plugin.archs.nafnet_arch import NAFNet
 from hat_plugin.cli import main
+from hat_plugin.errors import HatPluginError
 from hat_plugin.layers.embedding import pad_to_multiple
 
 onnx = pytest.importorskip('onnx')
@@ -25,25 +24,14 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def trained(net: nn.Module) -> nn.Module:
-    """As if trained: residual networks begin as the identity, of which every graph is the same."""
+def hat() -> nn.Module:
+    """With weights large enough to tell a branch that is missing."""
     torch.manual_seed(0)
+    net = HAT(**SMALL)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     return net.eval()
-
-
-def hat() -> nn.Module:
-    return trained(HAT(**SMALL))
-
-
-def hat_unet() -> nn.Module:
-    return trained(HATUNet(embed_dim=16, depths=(1, 1, 2, 2), num_heads=(1, 2, 2, 4), refinement_depth=1))
-
-
-def nafnet() -> nn.Module:
-    return trained(NAFNet(width=16, enc_blk_nums=[1, 1], middle_blk_num=1, dec_blk_nums=[1, 1]))
 
 
 def weights_of(net: nn.Module, folder: Path) -> str:
@@ -78,11 +66,14 @@ def test_a_network_of_one_size(tmp_path: Path, capsys: pytest.CaptureFixture[str
     target = tmp_path / 'swin.onnx'
     arguments = ['export', '-w', weights_of(net, tmp_path), '-o', str(target)]
     assert main(arguments) == 2
-    assert '--size' in capsys.readouterr().err and not target.exists()
+    error = capsys.readouterr().err
+    assert '--size' in error and str(target) in error and not target.exists()
     assert main([*arguments, '--size', '21x30']) == 0
     image = torch.rand(1, 3, 21, 30)
     (restored,) = onnxruntime.InferenceSession(str(target)).run(None, {'image': image.numpy()})
-    assert restored.shape == (1, 3, 42, 60)
+    with torch.no_grad():
+        whole = net(pad_to_multiple(image, 8))[..., :42, :60]
+    torch.testing.assert_close(torch.from_numpy(restored), whole, atol=1e-5, rtol=0)
 
 
 def test_results_that_differ_are_not_written(
@@ -91,10 +82,10 @@ def test_results_that_differ_are_not_written(
     from hat_plugin import export
 
     monkeypatch.setattr(export, 'TOLERANCE', 0.0)
-    target = tmp_path / 'hat.onnx'
+    target = tmp_path / 'new' / 'hat.onnx'
     assert main(['export', '-w', weights_of(hat(), tmp_path), '-o', str(target), '--size', '16x24']) == 2
     assert 'is not written' in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ['weights.pth']
+    assert [path.name for path in tmp_path.iterdir()] == ['weights.pth'], 'no folder either'
 
 
 @pytest.mark.parametrize(
@@ -107,19 +98,18 @@ def test_bad_arguments(arguments: list[str], words: str, capsys: pytest.CaptureF
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('grad', [False, True])
-def test_torchscript(grad: bool) -> None:
-    """A tracer does not see what our kernels write: it has to be given torch's operators."""
-    for net in (hat(), hat_unet(), nafnet()):
-        image = torch.rand(1, 3, 21, 30)
-        with torch.set_grad_enabled(grad):
-            traced = torch.jit.trace(net, (image,), check_trace=False)
-            other = torch.rand(1, 3, 21, 30)
-            torch.testing.assert_close(traced(other), net(other), atol=1e-5, rtol=0)
+def test_a_network_without_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hat_plugin import export
+
+    network = export.load_network(weights_of(hat(), tmp_path), device='cpu')
+    monkeypatch.setattr(network.net, 'forward', lambda image: image if image.sum() > 0 else -image)
+    with pytest.raises(HatPluginError, match=r'weights\.pth.* HAT has no graph .*; give --size HxW'):
+        export.export(network)
 
 
-@pytest.mark.parametrize(('height', 'width'), [(16, 24), (9, 5), (3, 30), (1, 1), (2, 7)])
-def test_traced_padding_is_the_padding(height: int, width: int) -> None:
-    image = torch.rand(2, 3, height, width)
-    traced = torch.jit.trace(lambda x: pad_to_multiple(x, 8), (image,), check_trace=False)
-    assert torch.equal(traced(image), pad_to_multiple(image, 8))
+def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from hat_plugin import export
+
+    monkeypatch.setattr(export, 'PACKAGES', ('onnx', 'a_package_of_nobody'))
+    assert main(['export', '-w', 'weights.pth', '-o', 'x.onnx']) == 2
+    assert 'a_package_of_nobody: not installed; pip install' in capsys.readouterr().err

@@ -181,7 +181,7 @@ class HAT(nn.Module):
         shallow: Tensor | None = self._shallow(x)
         x = self.patch_embed(shallow)
         if use_strips(x, self):
-            shallow = None  # made again at the end: three channels take less than keeping 180 through all layers
+            shallow = None  # made again at the end, which takes less than keeping it through all layers
         if self.absolute_pos_embed is not None:
             x = x + positions_at(self.absolute_pos_embed, self._grid, (x.shape[1], x.shape[2]))
         x = self.pos_drop(x)

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hat_plugin.kernels.operands import is_traced
-
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad an image at its right and bottom: mirrored, or with its last pixels where a side is too short to mirror.
@@ -22,7 +20,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
         (B, C, H', W').
     """
     height, width = x.shape[2:]
-    if is_traced() and multiple > 1:  # one graph for all sizes
+    if torch.compiler.is_compiling() and multiple > 1:  # one graph for all sizes
         rows = _mirrored(height, (height + multiple - 1) // multiple * multiple, x.device)
         columns = _mirrored(width, (width + multiple - 1) // multiple * multiple, x.device)
         return x.index_select(2, rows).index_select(3, columns)

@@ -152,22 +152,25 @@ class OCAB(nn.Module):
     def _in_strips(self, x: Tensor, tables: WindowTables) -> Tensor:
         """`forward` in inference: keys and values for a strip of window rows, then a few windows at a time."""
         batch, height, width, _ = x.shape
-        side = self.window_size
-        most = max(1, chunk_windows(x, side) // 2)  # each brings keys and values of about twice its pixels
-        margin = self.overlap_size - side  # of both sides
+        rows, columns = height // self.window_size, width // self.window_size
         bias = gather_bias(self.relative_position_bias_table, tables.overlap_index)
         result = torch.empty_like(x)
-        rows = max(1, map_rows(x) // side) * side
-        kv: Tensor | None = None
-        for strip in blocks_of(batch, height // side, width // side, side, rows // side * (width // side)):
-            del kv  # before the next is made
-            kv = self._keys_and_values(x[strip.sample], strip.top, strip.top + strip.height)
-            for part in blocks_of(1, strip.height // side, width // side, side, most):
-                seen = kv[part.top : part.top + part.height + margin, part.left : part.left + part.width + margin]
-                block = part._replace(sample=strip.sample, top=part.top + strip.top)
-                y = self._attended_block(read_windows(x, block, side), seen, bias)
-                write_windows(result, block, add_feed_forward(y, self.norm2, self.mlp), side)
+        for strip in blocks_of(
+            batch, rows, columns, self.window_size, max(1, map_rows(x) // self.window_size) * columns
+        ):
+            self._fill(result, x, strip, bias)
         return result
+
+    def _fill(self, result: Tensor, x: Tensor, strip: Block, bias: Tensor) -> None:
+        """Put a strip of the result, (B, H, W, C), in its place; all that it takes is free again afterwards."""
+        side, margin = self.window_size, self.overlap_size - self.window_size  # of both sides
+        most = max(1, chunk_windows(x, side) // 2)  # each brings keys and values of about twice its pixels
+        kv = self._keys_and_values(x[strip.sample], strip.top, strip.top + strip.height)
+        for part in blocks_of(1, strip.height // side, strip.width // side, side, most):
+            seen = kv[part.top : part.top + part.height + margin, part.left : part.left + part.width + margin]
+            block = part._replace(sample=strip.sample, top=part.top + strip.top)
+            y = self._attended_block(read_windows(x, block, side), seen, bias)
+            write_windows(result, block, add_feed_forward(y, self.norm2, self.mlp), side)
 
     def _attended_block(self, x: Tensor, kv: Tensor, bias: Tensor) -> Tensor:
         """Windows (n, N, C) with attention added to what is around them, keys and values (h, w, 2 * C)."""

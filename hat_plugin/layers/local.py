@@ -122,6 +122,7 @@ class CAB(nn.Module):
             else:
                 branch = torch.empty_like(x) if branch is None else branch
                 branch[:, top:bottom] = features
+            del strip, features
         assert branch is not None
         return branch, weigh.weights(branch)
 

@@ -63,6 +63,7 @@ def add_in_strips(
     result = torch.empty_like(x) if result is None else result
     for top, bottom, strip in strips_of_rows(flat_steps([convolution]), rows_of, x.shape[1], map_rows(x)):
         torch.add(x[:, top:bottom], strip.permute(0, 2, 3, 1), out=result[:, top:bottom])
+        del strip
     return result
 
 

@@ -38,7 +38,7 @@ T = TypeVar('T')
 
 @contextlib.contextmanager
 def estimating() -> Iterator[None]:
-    """Within it fake tensors go by strips, too, and loops over strips end after the second, as large as any.
+    """Within it fake tensors go by strips, too, and of many strips two are made, as large as any.
 
     The memory in use is then that of a whole pass, in little time; values are nobody's.
     """
@@ -50,8 +50,11 @@ def estimating() -> Iterator[None]:
 
 
 def enough(strips: Iterable[T]) -> Iterable[T]:
-    """All of them, or as many as `estimating` needs."""
-    return itertools.islice(strips, 2) if _estimating.get() else strips
+    """All of them; for `estimating` the first and one of the middle, with neighbours on all sides."""
+    if not _estimating.get():
+        return strips
+    every = list(strips)
+    return [every[0], every[len(every) // 2]] if len(every) > 1 else every
 
 
 def use_strips(x: Tensor, module: nn.Module) -> bool:
@@ -194,7 +197,7 @@ def strips_of_rows(
 
     Yields:
         First and last (exclusive) row of the output and those rows, (B, C', bottom - top, W'). All of it at once if
-        rows >= height.
+        rows >= height. Nothing is kept here: delete a strip before the next is asked for, and one alone is in memory.
     """
     reach, factor = 0.0, 1
     for step in steps:
@@ -203,16 +206,21 @@ def strips_of_rows(
     margin = math.ceil(reach)
     for top in enough(range(0, height, rows)):
         bottom = min(height, top + rows)
-        low, high, end = max(0, top - margin), min(height, bottom + margin), height
-        x = source(low, high)
-        for step in steps:
-            x = step(like_weights(x, step))
-            low, high, end = (n * _factor(step) for n in (low, high, end))
-            # Rows at a cut saw zeros where the image goes on: leave them out. At the image's border zeros are right.
-            above, below = _halo(step) * (low > 0), _halo(step) * (high < end)
-            x = x[:, :, above : high - low - below]
-            low, high = low + above, high - below
-        yield top * factor, bottom * factor, x[:, :, top * factor - low : bottom * factor - low]
+        low, high = max(0, top - margin), min(height, bottom + margin)
+        yield top * factor, bottom * factor, _rows_of_a_chain(steps, source(low, high), low, height, (top, bottom))
+
+
+def _rows_of_a_chain(steps: list[nn.Module], x: Tensor, low: int, height: int, kept: tuple[int, int]) -> Tensor:
+    """What a chain makes of rows x from `low` on, of an image of `height` rows, where it stems from the rows kept."""
+    (top, bottom), high = kept, low + x.shape[2]
+    for step in steps:
+        x = step(like_weights(x, step))
+        low, high, height, top, bottom = (n * _factor(step) for n in (low, high, height, top, bottom))
+        # Rows at a cut saw zeros where the image goes on: leave them out. At the image's border zeros are right.
+        above, below = _halo(step) * (low > 0), _halo(step) * (high < height)
+        x = x[:, :, above : high - low - below]
+        low, high = low + above, high - below
+    return x[:, :, top - low : bottom - low]
 
 
 def apply_in_strips(steps: list[nn.Module], x: Tensor) -> Tensor:
@@ -234,5 +242,6 @@ def apply_in_strips(steps: list[nn.Module], x: Tensor) -> Tensor:
         if result is None:
             result = strip.new_empty(batch, strip.shape[1], height * scale, width * scale)
         result[:, :, top:bottom] = strip
+        del strip
     assert result is not None
     return result

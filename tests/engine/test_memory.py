@@ -169,6 +169,18 @@ def test_the_largest_tile_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.8 * planned < 60 * MEGA * memory.USABLE_SHARE['cpu'] < 1.3 * planned
 
 
+def test_pixels_between_two_squares() -> None:
+    """300x500 pixels lie between squares of 256 and 512 pixels; of bytes in proportion to pixels none are wasted."""
+
+    def pixels(budget: float) -> float:
+        return memory._fitting_pixels(lambda side: 7 * side * side, 8, 300 * 500, budget)
+
+    assert pixels(7 * 512 * 512) == 300 * 500
+    assert pixels(7 * 300 * 500) == pytest.approx(300 * 500)
+    assert pixels(7 * 1000) == pytest.approx(1000)
+    assert pixels(7 * 60) == 0
+
+
 def test_a_network_that_cannot_be_walked_through_is_tried_whole() -> None:
     class LooksAtValues(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
