@@ -192,8 +192,8 @@ class HAT(nn.Module):
             x = layer(x, tables)
         if shallow is None:
             shallow = self._shallow(image)
-            add_in_strips(shallow, shallow, self.conv_after_body, lambda top, bottom: self.norm(x[:, top:bottom]))
-            return shallow.permute(0, 3, 1, 2)
+            body = self.conv_after_body
+            return add_in_strips(shallow, shallow, body, lambda top, bottom: self.norm(x[:, top:bottom])).permute(0, 3, 1, 2)
         x = like_convolution(self.norm(x), self.conv_after_body).permute(0, 3, 1, 2)
         return (self.conv_after_body(x).permute(0, 2, 3, 1) + shallow).permute(0, 3, 1, 2)
 

@@ -1,4 +1,4 @@
-"""Which kernels, if any, compute a linear layer in inference together with what comes before and after it."""
+"""Which kernels, if any, compute a layer without gradients together with what comes before and after it."""
 
 from __future__ import annotations
 

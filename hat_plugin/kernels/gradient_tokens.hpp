@@ -49,7 +49,9 @@ template <class T> struct GradientTokens : Sizes {
 };
 
 // A query's logits of LANES keys to its weights, by the very steps of the forward pass.
-inline Floats weights_of(Floats logits, float top, float inverse) { return power_of_two(logits * LOG2_E - top) * inverse; }
+template <class P> inline Floats weights_of(Floats logits, float top, float inverse) {
+    return P::power(logits * LOG2_E - top) * inverse;
+}
 
 // Ask for a row's memory before it is written.
 inline void fetch_to_write(void *row, int64_t bytes) {

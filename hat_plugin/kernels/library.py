@@ -24,7 +24,7 @@ HEADERS = tuple(
     Path(__file__).with_name(f'{name}.hpp')
     for name in (
         *('memory', 'vectors', 'gelu', 'windows', 'tiles', 'gradient_tokens', 'window_gradient', 'tile_gradient'),
-        *('tile_product', 'product', 'feed_forward_gradient', 'winograd', 'winograd_gradient'),
+        *('tile_product', 'tile_convolution', 'product', 'feed_forward_gradient', 'winograd', 'winograd_gradient'),
     )
 )
 FLAGS = (
@@ -103,7 +103,7 @@ class TileProductArguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ('x', 'weight', 'bias', 'norm_weight', 'norm_bias')),
         *((name, ctypes.c_void_p) for name in ('add', 'scaled', 'factor', 'out', 'normed')),
-        *((name, ctypes.c_int64) for name in ('pixels', 'image', 'inputs', 'outputs')),
+        *((name, ctypes.c_int64) for name in ('pixels', 'image', 'width', 'inputs', 'outputs', 'taps')),
         *((name, ctypes.c_int64) for name in ('gelu', 'half_x', 'half_out', 'threads')),
         ('eps', ctypes.c_double),
     )

@@ -50,11 +50,19 @@ def ordinary(device_type: str, *tensors: Tensor | None) -> bool:
     """
     if is_traced() or torch.is_autocast_enabled(device_type):
         return False
-    there = [x for x in tensors if x is not None]
-    kinds = (Tensor, nn.Parameter)
-    return all(
-        type(x) in kinds and x.device.type == device_type and x.device == there[0].device and x.numel() for x in there
-    )
+    device: torch.device | None = None
+    for x in tensors:  # asked some hundred times in a pass: no generator, nothing twice
+        if x is None:
+            continue
+        if type(x) is not Tensor and type(x) is not nn.Parameter:
+            return False
+        if device is None:
+            device = x.device
+            if device.type != device_type:
+                return False
+        if x.device != device or not x.numel():
+            return False
+    return True
 
 
 def check_fit(

@@ -78,7 +78,7 @@ void slopes_of_products(const TileGradientSpace<T> &w, int64_t first, const B *b
                     const int64_t at = query * w.m + column, count = std::clamp<int64_t>(w.m - column, 0, LANES);
                     Floats logit = read<Floats>(w.weights + room) * scale + load(bias + at, count);
                     if (mask) logit += load(mask + at, count);
-                    const Floats weight = weights_of(logit, w.top[first + r + o], w.inverse[first + r + o]);
+                    const Floats weight = weights_of<Tiles>(logit, w.top[first + r + o], w.inverse[first + r + o]);
                     p[o][side] = first_lanes(weight, count, 0.0f);
                     slope[o][side] = p[o][side] * (read<Floats>(w.slopes + room) - w.mean[first + r + o]);
                     if (first + r + o < w.n) store(dbias + at, load(dbias + at, count) + slope[o][side], count);
@@ -123,8 +123,8 @@ void differentiate(Tiles *, const WindowGradient &g, const Place &at, const Tile
     float factor[SIDE];
     std::fill(factor, factor + SIDE, scale);
     for (int64_t first = 0; first < w.n; first += SIDE) {
-        multiply_panels(w, w.q + first * w.depth, w.k, w.weights);
-        multiply_panels(w, w.g + first * w.depth, w.v, w.slopes);
+        multiply_panels(w, w.q + first * w.depth, w.k, w.weights, w.keys);
+        multiply_panels(w, w.g + first * w.depth, w.v, w.slopes, w.keys);
         slopes_of_products(w, first, bias, mask, scale, dbias);
         write_sums(w, w.by_key, w.keys / 2, w.k_value, first, factor, w.room, w.dq_row);
     }

@@ -1,7 +1,7 @@
-"""Linear layers on the CPU in bf16 by Intel's matrix units (AMX), without gradients, with all that goes round them.
+"""Layers on the CPU in bf16 by Intel's matrix units (AMX), without gradients, with all that goes round them.
 
-What lies between a normalisation, two layers, a GELU and a residual never leaves the cache. The calls are those of
-`triton_products`.
+What lies between a normalisation, two layers, a GELU and a residual never leaves the cache; a 3x3 convolution is a
+layer that sees neighbours. The calls are those of `triton_products`.
 """
 
 from __future__ import annotations
@@ -82,6 +82,51 @@ def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer, *, library: ctyp
     return out
 
 
+def convolution(
+    x: Tensor,
+    layer: Layer,
+    *,
+    norm: Norm | None = None,
+    add: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    library: ctypes.CDLL | None = None,
+) -> Tensor:
+    """A 3x3 convolution of norm(x), zeros around that, which keeps the size; a GELU if the layer has one, and + add.
+
+    Args:
+        x: (B, H, W, C), fp32 or bf16.
+        layer: weight (outputs, C, 3, 3), bf16; channels last, else it is copied.
+        norm: comes first, pixel by pixel.
+        add: is added at the end, (B, H, W, outputs), in fp32 or bf16.
+        dtype: of the result, fp32 or bf16, and without need where there is `add`, whose type it then takes.
+
+    Returns:
+        (B, H, W, outputs), contiguous, in the type of `add`, else as asked for, else bf16.
+
+    Raises:
+        ValueError: the operands do not fit each other.
+        RuntimeError: memory ran out, or there is no AMX.
+    """
+    if x.ndim != 4 or layer.weight.shape[2:] != (3, 3):
+        raise ValueError(f'x {tuple(x.shape)}, weight {tuple(layer.weight.shape)}: give (B, H, W, C) and a 3x3 kernel')
+    check_fused(x, (layer._replace(weight=layer.weight[:, :, 0, 0]),), norm, add)
+    weight = layer.weight.permute(0, 2, 3, 1).contiguous()
+    outputs = weight.shape[0]
+    out = x.new_empty((*x.shape[:-1], outputs), dtype=add.dtype if add is not None else dtype or torch.bfloat16)
+    kept: list[Tensor] = [out]
+    call = _call(x.contiguous(), layer._replace(weight=weight.view(outputs, -1)), norm, kept)
+    call.inputs, call.taps = x.shape[3], 9
+    call.image, call.width = x.shape[1] * x.shape[2], x.shape[2]
+    call.out, call.half_out, call.add = out.data_ptr(), out.dtype == torch.bfloat16, _address(add, kept)
+    _run(library, call, None)
+    return out
+
+
+def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of a 3x3 convolution's input, bf16: (B, H, W, outputs) and the weight to (B, H, W, inputs)."""
+    return convolution(grad, Layer(weight.transpose(0, 1).flip(2, 3)))
+
+
 def _call(x: Tensor, layer: Layer, norm: Norm | None, kept: list[Tensor]) -> TileProductArguments:
     """What is known of a layer over x, contiguous; the second of two has as many pixels."""
     outputs, inputs = layer.weight.shape
@@ -91,6 +136,7 @@ def _call(x: Tensor, layer: Layer, norm: Norm | None, kept: list[Tensor]) -> Til
         image=pixels,
         inputs=inputs,
         outputs=outputs,
+        taps=1,
         gelu=layer.gelu,
         half_x=x.dtype == torch.bfloat16,
         threads=torch.get_num_threads(),

@@ -143,21 +143,43 @@ inline void multiply_tiles(const uint32_t *left, int64_t left_stride, const uint
 }
 
 // (16, keys) in fp32: 16 tokens from `units` on times all keys, which are panels.
-inline void multiply_panels(const Sizes &s, const uint32_t *units, const uint32_t *panels, float *to) {
+inline void multiply_panels(const Sizes &s, const uint32_t *units, const uint32_t *panels, float *to, int64_t stride) {
     // In a panel, the 16 keys after the first lie beside them, or begin the next panel.
     const int64_t beside = PANEL > SIDE ? SIDE : PANEL * s.depth;
+    if (s.depth == SIDE) {  // heads up to 32 wide: the tokens' tile stays
+        load_tile<2>(units, 4 * SIDE);
+        for (int64_t column = 0; column < s.keys; column += 2 * SIDE) {
+            clear_tile<0>();
+            clear_tile<1>();
+            load_tile<3>(panels + column * SIDE, 4 * PANEL);
+            load_tile<4>(panels + column * SIDE + beside, 4 * PANEL);
+            multiply_tiles<0, 2, 3>();
+            multiply_tiles<1, 2, 4>();
+            store_tile<0>(to + column, 4 * stride);
+            store_tile<1>(to + column + SIDE, 4 * stride);
+        }
+        return;
+    }
     for (int64_t column = 0; column < s.keys; column += 2 * SIDE)
-        multiply_tiles<true>(units, s.depth, panels + column * s.depth, PANEL, beside, s.depth, to + column, s.keys);
+        multiply_tiles<true>(units, s.depth, panels + column * s.depth, PANEL, beside, s.depth, to + column, stride);
 }
 
 // Products of a query with all keys to its logits, in place, and the largest of them; bias and mask are its rows.
 template <class B> float finish_logits(const Sizes &s, float *row, const B *bias, const B *mask, float scale) {
     Floats most = all(-std::numeric_limits<float>::infinity());
-    for (int64_t column = 0; column < s.keys; column += LANES) {
-        const int64_t left = std::clamp<int64_t>(s.m - column, 0, LANES);
-        Floats value = read<Floats>(row + column) * scale + load(bias + column, left);
-        if (mask) value += load(mask + column, left);
-        value = first_lanes(value, left, -std::numeric_limits<float>::infinity());
+    const auto finish = [&](int64_t column, int64_t count) {
+        Floats value = read<Floats>(row + column) * scale + load(bias + column, count);
+        return mask ? value + load(mask + column, count) : value;
+    };
+    int64_t column = 0;
+    for (; column + LANES <= s.m; column += LANES) {
+        const Floats value = finish(column, LANES);
+        write(row + column, value);
+        most = larger(value, most);
+    }
+    for (; column < s.keys; column += LANES) {
+        const int64_t left = std::max<int64_t>(s.m - column, 0);
+        const Floats value = first_lanes(finish(column, left), left, -std::numeric_limits<float>::infinity());
         write(row + column, value);
         most = larger(value, most);
     }
@@ -185,17 +207,18 @@ void write_sums(const Sizes &s, const uint32_t *units, int64_t stride, const uin
 template <class T, class B>
 void attend_tiles(const Sizes &s, const uint32_t *q, const uint32_t *k, const uint32_t *v, int64_t first, const B *bias,
                   const B *mask, float scale, float *weights, float *room, Softmax *softmax, T *const *out) {
-    multiply_panels(s, q + first * s.depth, k, weights);
+    const int64_t stride = s.row();
+    multiply_panels(s, q + first * s.depth, k, weights, stride);
     float inverse[SIDE];
     for (int64_t r = 0; r < std::min(SIDE, s.n - first); ++r) {
-        float *row = weights + r * s.keys;
+        float *row = weights + r * stride;
         const int64_t at = (first + r) * s.m;
         const float peak = finish_logits(s, row, bias + at, mask ? mask + at : nullptr, scale);
         const float sum = exponentials<Tiles>(row, s.keys, peak);
         inverse[r] = 1.0f / sum;
         if (softmax) softmax[first + r] = {peak, sum};
     }
-    write_sums(s, reinterpret_cast<const uint32_t *>(weights), s.keys, v, first, inverse, room, out);
+    write_sums(s, reinterpret_cast<const uint32_t *>(weights), stride, v, first, inverse, room, out);
 }
 
 }  // namespace

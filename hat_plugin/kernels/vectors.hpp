@@ -254,6 +254,20 @@ inline Floats power_of_two(Floats x) {
     return (Floats)((Ints)y + ((Ints)shifted << 23));
 }
 
+// The same to 1e-4, for results that are rounded to bf16; -inf becomes 0.
+inline Floats rough_power_of_two(Floats x) {
+#if defined(__AVX512DQ__)
+    const Floats rest = (Floats)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF);  // what is above the integer below
+    Floats y = all(7.80245e-2f);  // minimax on [0, 1]
+    y = y * rest + 2.2606716e-1f;
+    y = y * rest + 6.9583354e-1f;
+    y = y * rest + 9.9992522e-1f;
+    return (Floats)_mm512_scalef_ps((__m512)y, (__m512)x);
+#else
+    return power_of_two(x);
+#endif
+}
+
 // ---- ways of multiplying --------------------------------------------------------------------------------------------
 // A unit is what one 32-bit lane holds along the dimension that is summed over: one fp32 number, or two bf16 numbers.
 
@@ -272,6 +286,7 @@ struct Single {
     static constexpr int UNIT = 1;
     static constexpr Packing PACKING{ROWS, PANEL, 1, LANES};
     static constexpr bool SCALES = true;  // `scale` is no rounding of what is multiplied
+    static inline Floats power(Floats x) { return power_of_two(x); }  // as exact as what it is multiplied as
     static inline void scale(uint32_t *units, int64_t count, float factor) {
         for (int64_t i = 0; i < count; i += LANES) write(units + i, read<Floats>(units + i) * factor);
     }
@@ -296,6 +311,7 @@ struct Single {
 struct Pairs {
     static constexpr int UNIT = 2;
     static constexpr bool SCALES = false;
+    static inline Floats power(Floats x) { return rough_power_of_two(x); }
     static inline void scale(uint32_t *, int64_t, float) {}
     static inline void put_weights(uint32_t *to, Floats first, Floats second) {
 #if defined(__AVX512BF16__)

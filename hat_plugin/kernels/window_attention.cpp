@@ -31,7 +31,7 @@ template <class T> struct Workspace : Sizes {
         arena.take(k, panels());
         arena.take(v, keys * values);
         arena.take(few, Sizes::few());
-        arena.take(weights, packing.queries * keys);
+        arena.take(weights, packing.queries * row());
         arena.take(sums, packing.queries * packing.keys);
         for (T ***rows : {&q_row, &out_row}) arena.take(*rows, n);
         for (T ***rows : {&k_row, &v_row}) arena.take(*rows, m);

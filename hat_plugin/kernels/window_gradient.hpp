@@ -73,7 +73,7 @@ void panel_slopes(const GradientSpace<T> &w, int64_t first, int64_t column, cons
         [&](int r, int side) { return P::SCALES ? added(r, side) : Floats{}; },
         [&](int r, int side, Floats sum) {
             if (!P::SCALES) sum = sum * scale + added(r, side);
-            const Floats weight = weights_of(sum, w.top[first + r], w.inverse[first + r]);
+            const Floats weight = weights_of<P>(sum, w.top[first + r], w.inverse[first + r]);
             write(p + r * PANEL + side * LANES, WHOLE ? weight : first_lanes(weight, there(side), 0.0f));
         });
     products<P>(

@@ -58,6 +58,7 @@ struct Sizes {
           depth(up((a.width + unit - 1) / unit, packing.depth)),  // units of a token
           values(up(a.width, packing.channels)) {}                // lanes of a token
     int64_t broadcast() const { return queries * depth + 2 * PANEL; }  // pack_units() writes whole vectors
+    int64_t row() const { return keys + LANES; }  // rows of many a power of two would meet in few sets of a cache
     int64_t panels() const { return keys * depth; }
     int64_t token() const { return up(width, PANEL) + PANEL; }  // row_units() writes whole vectors
     int64_t few() const { return LANES * token(); }
@@ -240,8 +241,8 @@ template <class P> float exponentials(float *row, int64_t keys, float peak) {
     const float top = peak * LOG2_E;  // rounded, but the same for a whole row, which is divided by its sum
     Floats sum[2] = {};
     for (int64_t j = 0; j < keys; j += PANEL) {
-        const Floats first = power_of_two(read<Floats>(row + j) * LOG2_E - top);
-        const Floats second = power_of_two(read<Floats>(row + j + LANES) * LOG2_E - top);
+        const Floats first = P::power(read<Floats>(row + j) * LOG2_E - top);
+        const Floats second = P::power(read<Floats>(row + j + LANES) * LOG2_E - top);
         sum[0] += first;
         sum[1] += second;
         P::put_weights(reinterpret_cast<uint32_t *>(row) + j / P::UNIT, first, second);

@@ -1,4 +1,4 @@
-"""Convolutions, channels last; the 3x3 ones are ours on the CPU in fp32, and on a GPU in inference."""
+"""Convolutions, channels last; the 3x3 ones are ours on the CPU in fp32 and by AMX, and on a GPU in inference."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hat_plugin.kernels import products, triton_products
-from hat_plugin.kernels.operands import Layer
+from hat_plugin.kernels import products, tile_products
+from hat_plugin.kernels.fused_products import kernels_for
+from hat_plugin.kernels.operands import Layer, Norm
 
 _FEWEST = 16  # channels; with fewer torch's was faster
 
@@ -41,8 +42,10 @@ def convolve(image: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geome
         layer = Layer(weight, bias)
         if products.takes(image, weight, bias):
             return products.product(image, layer)
-        if takes_triton(image, weight, bias):
-            return triton_products.convolution(image, layer)
+        kernels = _kernels_for(image, weight, bias)
+        if kernels is not None:
+            result: Tensor = kernels.convolution(image, layer)
+            return result
     return F.conv2d(image.permute(0, 3, 1, 2), weight, bias, *geometry).permute(0, 2, 3, 1)
 
 
@@ -58,24 +61,33 @@ def convolution_gradients(
         geometry: as there.
         wanted: of image, weight and bias.
     """
-    if geometry.is_ours(weight) and not torch.is_grad_enabled() and products.takes(image, weight, grad):
-        grad = grad.contiguous()
-        of_image = products.input_gradient(grad, weight) if wanted[0] else None
-        of_weight = products.weight_gradient(image, grad, weight) if wanted[1] else None
-    else:
+    of_image: Tensor | None = None
+    of_weight: Tensor | None = None
+    of_bias = grad.sum((0, 1, 2)) if wanted[2] else None
+    rest = wanted[:2]
+    if geometry.is_ours(weight) and not torch.is_grad_enabled():
+        if products.takes(image, weight, grad):
+            grad, rest = grad.contiguous(), (False, False)
+            of_image = products.input_gradient(grad, weight) if wanted[0] else None
+            of_weight = products.weight_gradient(image, grad, weight) if wanted[1] else None
+        elif wanted[0] and tile_products.takes(grad, weight):
+            of_image, rest = tile_products.input_gradient(grad, weight), (False, wanted[1])
+    if any(rest):
         stride, padding, dilation, groups = geometry
         images = grad.permute(0, 3, 1, 2), image.permute(0, 3, 1, 2)
-        of_image, of_weight, _ = torch.ops.aten.convolution_backward(
-            *images, weight, None, stride, padding, dilation, False, (0, 0), groups, (*wanted[:2], False)
+        by_torch = torch.ops.aten.convolution_backward(
+            *images, weight, None, stride, padding, dilation, False, (0, 0), groups, (*rest, False)
         )
-        of_image = None if of_image is None else of_image.permute(0, 2, 3, 1)
-    return of_image, of_weight, grad.sum((0, 1, 2)) if wanted[2] else None
+        of_image = by_torch[0].permute(0, 2, 3, 1) if rest[0] else of_image
+        of_weight = by_torch[1]
+    return of_image, of_weight, of_bias
 
 
-def takes_triton(image: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a GPU's kernel is the one to take for a convolution that `Geometry.is_ours`."""
-    inference = not torch.is_grad_enabled() and image.dtype == weight.dtype != torch.float32  # cuDNN has TF32
-    return inference and triton_products.takes(image, weight, bias)
+def _kernels_for(image: Tensor, weight: Tensor, bias: Tensor | None) -> Any | None:
+    """What of `fused_products` is to compute a convolution that `Geometry.is_ours`; None: torch."""
+    kernels = kernels_for(image, weight, bias)
+    half = image.dtype == weight.dtype != torch.float32  # on a GPU: cuDNN has TF32
+    return kernels if half or kernels is tile_products else None
 
 
 class _Convolution(torch.autograd.Function):
@@ -107,8 +119,10 @@ class Conv2d(nn.Conv2d):
         if not channels_last or geometry is None or not geometry.is_ours(self.weight):
             return super().forward(input)
         image, weights = input.permute(0, 2, 3, 1), (self.weight, self.bias)
-        if takes_triton(image, *weights):
-            return self.over_image(image).permute(0, 3, 1, 2)
+        kernels = _kernels_for(image, *weights)
+        if kernels is not None and image.dtype == self.weight.dtype:
+            fused: Tensor = kernels.convolution(image, Layer(*weights))
+            return fused.permute(0, 3, 1, 2)
         if not products.takes(image, *weights):
             return super().forward(input)
         if not torch.is_grad_enabled():
@@ -116,12 +130,39 @@ class Conv2d(nn.Conv2d):
         result: Tensor = _Convolution.apply(image, *weights, geometry)
         return result.permute(0, 3, 1, 2)
 
-    def over_image(self, image: Tensor, *, gelu: bool = False, add: Tensor | None = None) -> Tensor:
-        """The convolution on a GPU without gradients, (B, H, W, C) to (B, H, W, C'); then a GELU, then + add."""
-        return triton_products.convolution(image, Layer(self.weight, self.bias, gelu), add=add)
+    def over_image(
+        self,
+        image: Tensor,
+        *,
+        norm: Norm | None = None,
+        gelu: bool = False,
+        add: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """The convolution of norm(image) without gradients, by one kernel; then a GELU, then + add.
 
-    def takes_image(self, image: Tensor) -> bool:
-        """Whether `over_image` is the one to take."""
+        Args:
+            image: (B, H, W, C).
+            norm: over the channels; None: nothing is done before.
+            gelu: whether it follows.
+            add: (B, H, W, C').
+            dtype: of the result; None: that of `add`, else of the weights.
+
+        Returns:
+            (B, H, W, C').
+        """
+        layer = Layer(self.weight, self.bias, gelu)
+        kernels = _kernels_for(image, self.weight, self.bias)
+        assert kernels is not None, 'takes_image says so'
+        if kernels is tile_products:
+            return tile_products.convolution(image, layer, norm=norm, add=add, dtype=dtype)
+        result: Tensor = kernels.convolution(image, layer, add=add)
+        return result
+
+    def takes_image(self, image: Tensor, norm: bool = False) -> bool:
+        """Whether `over_image` is the one to take; norm: with a normalisation before it."""
         geometry = Geometry.of(self)
-        ours = geometry is not None and geometry.is_ours(self.weight)
-        return ours and takes_triton(image, self.weight, self.bias)
+        if geometry is None or not geometry.is_ours(self.weight):
+            return False
+        kernels = _kernels_for(image, self.weight, self.bias)
+        return kernels is not None and (kernels is tile_products or not norm)

@@ -6,12 +6,11 @@ that of the HAT paper (CVPR 2023), section 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hat_plugin.kernels.operands import Norm
 from hat_plugin.layers.convolution import Conv2d
 from hat_plugin.layers.lean import through
 from hat_plugin.layers.strips import like_weights, map_rows, strips_of_rows
@@ -92,22 +91,25 @@ class CAB(nn.Module):
         (features,) = through(compressed, act, second)
         return weigh(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
-    def in_strips(self, x: Tensor, prepare: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def in_strips(self, x: Tensor, prepare: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """The block for inference, its last product left to the caller, who reads the features anyway.
 
         Args:
             x: (B, H, W, C).
-            prepare: what is done to each strip first, a normalisation; (B, h, W, C) to the same shape. None: nothing.
+            prepare: what is done to each pixel first, a normalisation; (B, h, W, C) to the same shape. None: nothing.
 
         Returns:
-            Features (B, H, W, C), in x's type where they were made in strips, and the weights of their channels
+            Features (B, H, W, C), in x's type where `prepare` is given, and the weights of their channels
             (B, 1, 1, C).
         """
         height = x.shape[1]
         first, _, second, weigh = self.cab
         assert isinstance(weigh, ChannelAttention)
-        if prepare is None and isinstance(first, Conv2d) and isinstance(second, Conv2d) and first.takes_image(x):
-            whole = second.over_image(first.over_image(x, gelu=True))
+        norm = Norm(prepare.weight, prepare.bias, prepare.eps) if isinstance(prepare, nn.LayerNorm) else None
+        by_kernels = prepare is None or norm is not None
+        if by_kernels and isinstance(first, Conv2d) and isinstance(second, Conv2d) and first.takes_image(x, norm is not None):
+            few = first.over_image(x, norm=norm, gelu=True)
+            whole = second.over_image(few, dtype=None if norm is None else x.dtype)
             return whole, weigh.weights(whole)
 
         def source(top: int, bottom: int) -> Tensor:

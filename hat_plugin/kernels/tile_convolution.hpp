@@ -1,0 +1,116 @@
+// 3x3 convolutions with zeros around, channels last, in bf16 by matrix units: a linear layer (tile_product.hpp) whose
+// inputs are those of a pixel and its eight neighbours.
+//
+// The inputs of a rectangle of pixels, with a border of one, are laid out row by row. A tap is then a constant number of
+// pixels away, across the ends of rows, too: sums are made along the whole layout, and those of its border not written.
+
+#pragma once
+
+#include "tile_product.hpp"
+
+#if defined(HAT_TILES)
+
+namespace {
+
+constexpr int64_t HIGH = 8, BROAD = 62;  // of a rectangle at most: with its border two whole squares broad
+
+// A length in even shares of at most `most`.
+inline int64_t share(int64_t length, int64_t most) {
+    const int64_t parts = (length + most - 1) / most;
+    return (length + parts - 1) / parts;
+}
+
+// Rectangles of an image, by number.
+struct Rectangles {
+    int64_t high, broad, across, each, count;
+
+    explicit Rectangles(const TileProduct &a) {
+        const int64_t height = a.image / a.width;
+        high = share(height, HIGH);
+        broad = share(a.width, BROAD);
+        across = (a.width + broad - 1) / broad;
+        each = across * ((height + high - 1) / high);
+        count = each * (a.pixels / a.image);
+    }
+};
+
+// What one thread needs.
+struct ConvolutionRoom {
+    uint32_t *left;   // inputs of a rectangle and its border, in units
+    int64_t *number;  // of each of its pixels, along the layout
+    float *row, *sums;
+    bool ready;
+
+    ConvolutionRoom(const TileProduct &a, const Rectangles &all) {
+        const int64_t broad = all.broad + 2;
+        const int64_t pixels = (all.high + 2) * broad + SQUARE + 2;  // the last square reads on behind the border
+        for (int pass = 0; pass < 2; ++pass) {
+            arena.take(left, pixels * depth(a.inputs));
+            arena.take(number, up(all.high * broad, SQUARE));
+            arena.take(row, up(a.inputs, LANES));
+            arena.take(sums, SQUARE * SQUARE);
+            if (!pass) ready = arena.allocate();
+            if (!ready) return;
+        }
+        std::memset(left, 0, 4 * pixels * depth(a.inputs));  // what is behind the last channel stays zero
+    }
+
+  private:
+    Arena arena;
+};
+
+// One rectangle: its inputs, and what comes of them.
+template <class X, class O>
+void convolve(const TileProduct &a, const Rectangles &all, int64_t number, const uint32_t *packed,
+              const ConvolutionRoom &room) {
+    const int64_t units = depth(a.inputs), height = a.image / a.width, before = number / all.each * a.image;
+    const int64_t top = number % all.each / all.across * all.high, start = number % all.across * all.broad;
+    const int64_t high = std::min(all.high, height - top), broad = std::min(all.broad, a.width - start), stride = broad + 2;
+    for (int64_t y = -1; y <= high; ++y)
+        for (int64_t x = -1; x <= broad; ++x) {
+            const int64_t row = top + y, column = start + x, place = (y + 1) * stride + x + 1;
+            const int64_t pixel = before + row * a.width + column;
+            bf16 *to = reinterpret_cast<bf16 *>(room.left + place * units);
+            const bool there = row >= 0 && row < height && column >= 0 && column < a.width;
+            if (there)
+                left_row(a, static_cast<const X *>(a.x) + pixel * a.inputs, room.row, to, static_cast<bf16 *>(nullptr));
+            else
+                std::memset(to, 0, 2 * a.inputs);
+        }
+    // The layout's first sum is that of the rectangle's first pixel: a row ends with two that are of the border.
+    for (int64_t y = 0; y < high; ++y)
+        for (int64_t x = 0; x < stride; ++x)
+            room.number[y * stride + x] = x < broad ? before + (top + y) * a.width + start + x : -1;
+    Reach reach{9, {}};
+    for (int64_t tap = 0; tap < 9; ++tap) reach.pixels[tap] = tap / 3 * stride + tap % 3;
+    const auto pixel = [&](int64_t n) { return room.number[n]; };
+    multiply_pixels(a, reach, packed, room.left, high * stride, pixel, room.sums, static_cast<O *>(a.out), a.outputs);
+}
+
+template <class X, class O> int run_tile_convolution(const TileProduct &a) {
+    Arena memory;
+    uint32_t *packed;
+    for (int pass = 0; pass < 2; ++pass) {
+        memory.take(packed, packed_units(a));
+        if (!pass && !memory.allocate()) return 1;
+    }
+    const Rectangles all(a);
+    int failed = 0;
+#pragma omp parallel num_threads(static_cast<int>(a.threads)) reduction(| : failed)
+    {
+        const NoDenormals none;
+        const TileSetting setting;
+        const ConvolutionRoom room(a, all);
+        failed = !room.ready;
+#pragma omp for schedule(static)
+        for (int64_t output = 0; output < a.outputs; output += SIDE) pack_outputs(a, output, packed);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t number = 0; number < all.count; ++number)
+            if (room.ready) convolve<X, O>(a, all, number, packed, room);
+    }
+    return failed;
+}
+
+}  // namespace
+
+#endif
