@@ -193,7 +193,8 @@ class HAT(nn.Module):
         if shallow is None:
             shallow = self._shallow(image)
             body = self.conv_after_body
-            return add_in_strips(shallow, shallow, body, lambda top, bottom: self.norm(x[:, top:bottom])).permute(0, 3, 1, 2)
+            total = add_in_strips(shallow, shallow, body, lambda top, bottom: self.norm(x[:, top:bottom]))
+            return total.permute(0, 3, 1, 2)
         x = like_convolution(self.norm(x), self.conv_after_body).permute(0, 3, 1, 2)
         return (self.conv_after_body(x).permute(0, 2, 3, 1) + shallow).permute(0, 3, 1, 2)
 

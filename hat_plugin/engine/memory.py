@@ -5,8 +5,8 @@ that makes it to the moment the last reference goes; a convolution on the CPU co
 computes in a layout of its own. That gives the peak of live bytes for any network, with neither the memory nor the
 arithmetic. Other scratch inside operators and what the allocator holds back are not seen.
 
-Measured by hand on two CPU cores with torch 2.13 (peak resident memory of a fresh process above what it held before, freed
-blocks given back to the system at once), as measured / estimated, fp32: forward at 128 and 256, training at 64:
+Measured by hand on two CPU cores with torch 2.13 (peak resident memory of a fresh process above what it held before,
+freed blocks given back to the system at once), as measured / estimated, fp32: forward at 128 and 256, training at 64:
 
     HAT 1.00, 1.00, 1.03 · SwinIR (2 groups) 1.05, 1.09, 1.53 · HATUNet 1.03, 0.79, 0.87 · Restormer 0.91, 0.79, 1.01
     NAFNet 0.94, 0.82, 0.51 · RRDBNet (6 blocks) 1.01, 1.00, 1.07

@@ -99,17 +99,14 @@ class CAB(nn.Module):
             prepare: what is done to each pixel first, a normalisation; (B, h, W, C) to the same shape. None: nothing.
 
         Returns:
-            Features (B, H, W, C), in x's type where `prepare` is given, and the weights of their channels
+            Features (B, H, W, C), in x's type or that of the convolutions, and the weights of their channels
             (B, 1, 1, C).
         """
         height = x.shape[1]
-        first, _, second, weigh = self.cab
+        weigh = self.cab[3]
         assert isinstance(weigh, ChannelAttention)
-        norm = Norm(prepare.weight, prepare.bias, prepare.eps) if isinstance(prepare, nn.LayerNorm) else None
-        by_kernels = prepare is None or norm is not None
-        if by_kernels and isinstance(first, Conv2d) and isinstance(second, Conv2d) and first.takes_image(x, norm is not None):
-            few = first.over_image(x, norm=norm, gelu=True)
-            whole = second.over_image(few, dtype=None if norm is None else x.dtype)
+        whole = self._by_kernels(x, prepare)
+        if whole is not None:
             return whole, weigh.weights(whole)
 
         def source(top: int, bottom: int) -> Tensor:
@@ -127,6 +124,20 @@ class CAB(nn.Module):
             del strip, features
         assert branch is not None
         return branch, weigh.weights(branch)
+
+    def _by_kernels(self, x: Tensor, prepare: nn.Module | None) -> Tensor | None:
+        """The features of `in_strips` where kernels go over the whole image in little memory, else None."""
+        first, second, norm = self.cab[0], self.cab[2], None
+        if not isinstance(first, Conv2d) or not isinstance(second, Conv2d):
+            return None
+        if prepare is not None:
+            if not isinstance(prepare, nn.LayerNorm) or prepare.bias is None:
+                return None
+            norm = Norm(prepare.weight, prepare.bias, prepare.eps)
+        if not first.takes_image(x, norm is not None):
+            return None
+        few = first.over_image(x, norm=norm, gelu=True)
+        return second.over_image(few, dtype=None if norm is None else x.dtype)
 
 
 NORMS = ('none', 'instance', 'batch')

@@ -83,7 +83,7 @@ def test_feed_forward(amx, channels: int, hidden: int, stream: torch.dtype) -> N
     [(180, 60, (16, 64)), (16, 33, (1, 1)), (31, 16, (9, 63)), (64, 180, (2, 130)), (32, 32, (20, 5))],
 )
 def test_convolution(amx, inputs: int, outputs: int, size: tuple[int, int], stream: torch.dtype) -> None:
-    """Of what was normalised, with zeros around that; with a GELU, or an image that is added; in one type or the other."""
+    """Of what was normalised, with zeros around that; with a GELU, or an image that is added; in either type."""
     x = (random(2, *size, inputs, seed=0) * 3 + 1).to(stream)
     kernel, bias, norm = random(outputs, inputs, 3, 3, seed=1), random(outputs, seed=2), normalisation(inputs)
     kernel = (kernel / (9 * inputs) ** 0.5).contiguous(memory_format=torch.channels_last)
