@@ -103,10 +103,10 @@ def largest_feed_forward_error(library: ctypes.CDLL, channels: int, hidden: int)
 
 
 def largest_tile_error(library: ctypes.CDLL, inputs: int, outputs: int) -> float:
-    """The same for a normalised MLP in bf16 by AMX, and a layer with all that is added."""
+    """The same for a normalised MLP in bf16 by AMX, a layer with all that is added, and a convolution."""
     random = torch.Generator().manual_seed(0)
-    shapes = ((1, 5, 17, inputs), (outputs, inputs), (inputs, outputs), (1, 5, 17, outputs))
-    x, up, down, features = (torch.randn(shape, generator=random).bfloat16() for shape in shapes)
+    shapes = ((1, 5, 17, inputs), (outputs, inputs), (inputs, outputs), (1, 5, 17, outputs), (outputs, inputs, 3, 3))
+    x, up, down, features, kernel = (torch.randn(shape, generator=random).bfloat16() for shape in shapes)
     norm = Norm(torch.ones(inputs), torch.zeros(inputs), 1e-5)
     layers = Layer(up, features[0, 0, 0]), Layer(down)
     found = tile_products.feed_forward(x.float(), norm, *layers, library=library)
@@ -115,7 +115,9 @@ def largest_tile_error(library: ctypes.CDLL, inputs: int, outputs: int) -> float
     scaled = (features, features[:, :1, :1])
     other = tile_products.linear(x, layers[0]._replace(bias=None), add=features, scaled=scaled, library=library)[0]
     sums = F.linear(x.double(), up.double()) + features.double() + features.double() * scaled[1].double()
-    pairs = ((found, expected), (other, sums))
+    convolved = tile_products.convolution(x, Layer(kernel), add=features, library=library)
+    taps = F.conv2d(x.double().permute(0, 3, 1, 2), kernel.double(), padding=1).permute(0, 2, 3, 1)
+    pairs = ((found, expected), (other, sums), (convolved, taps + features.double()))
     return max(_error(one, two) for one, two in pairs)
 
 

@@ -161,6 +161,7 @@ def _run(library: ctypes.CDLL | None, first: TileProductArguments, second: TileP
     failed = (library or require()).hat_tile_product(
         ctypes.byref(first), None if second is None else ctypes.byref(second)
     )
+    if failed == 1:
+        raise RuntimeError(f'no memory left for a layer over {first.pixels} pixels: give smaller tiles')
     if failed:
-        reason = 'no memory is left' if failed == 1 else 'this machine or library has no AMX'
-        raise RuntimeError(f'a layer over {first.pixels} pixels: {reason}')
+        raise RuntimeError(f'a layer over {first.pixels} pixels: this machine or library has no AMX')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from compared import error
 from torch import Tensor
 
 from hat_plugin.archs.hat_arch import HAT
+from hat_plugin.engine.memory import is_out_of_memory
 from hat_plugin.kernels import tile_products
 from hat_plugin.kernels.operands import Layer, Norm
 from hat_plugin.kernels.products import products_by
@@ -193,6 +195,14 @@ def test_without_amx_it_says_so(kernel) -> None:
         pytest.skip('this processor has AMX')
     with pytest.raises(RuntimeError, match='no AMX'):
         tile_products.linear(random(1, 2, 2, 8, seed=0), Layer(random(4, 8, seed=1)), library=kernel)
+
+
+def test_without_memory_it_says_so() -> None:
+    """In the words by which `basicsr restore` knows that smaller tiles may do."""
+    empty = SimpleNamespace(hat_tile_product=lambda first, second: 1)
+    with pytest.raises(RuntimeError, match='no memory left for a layer over 4 pixels') as caught:
+        tile_products.linear(random(1, 2, 2, 8, seed=0), Layer(random(4, 8, seed=1)), library=empty)
+    assert is_out_of_memory(caught.value)
 
 
 def test_what_does_not_fit_is_refused(emulated) -> None:
