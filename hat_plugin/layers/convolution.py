@@ -143,10 +143,10 @@ class Conv2d(nn.Conv2d):
 
         Args:
             image: (B, H, W, C).
-            norm: over the channels; None: nothing is done before.
+            norm: over the channels, where `takes_image` takes one; None: nothing is done before.
             gelu: whether it follows.
             add: (B, H, W, C').
-            dtype: of the result; None: that of `add`, else of the weights.
+            dtype: of the result, to be given with a norm alone; None: that of `add`, else of the weights.
 
         Returns:
             (B, H, W, C').
@@ -156,6 +156,7 @@ class Conv2d(nn.Conv2d):
         assert kernels is not None, 'takes_image says so'
         if kernels is tile_products:
             return tile_products.convolution(image, layer, norm=norm, add=add, dtype=dtype)
+        assert norm is None and dtype is None, 'AMX alone has them'
         result: Tensor = kernels.convolution(image, layer, add=add)
         return result
 
