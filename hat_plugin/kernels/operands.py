@@ -30,6 +30,12 @@ class Layer(NamedTuple):
     gelu: bool = False
 
 
+def turned(weight: Tensor) -> Tensor:
+    """The weight of the layer that makes the gradient of a layer's input from that of its output."""
+    swapped = weight.transpose(0, 1)
+    return swapped.flip(2, 3) if swapped.ndim == 4 else swapped
+
+
 def is_traced() -> bool:
     """Whether operators are recorded or tensors stand for others: what a kernel does by itself would be missed."""
     functorch: bool = torch._C._are_functorch_transforms_active()

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from hat_plugin.kernels.library import ConvolutionGradientArguments, ProductArguments, load, require, three
-from hat_plugin.kernels.operands import Layer, Norm, check_fit, ordinary
+from hat_plugin.kernels.operands import Layer, Norm, check_fit, ordinary, turned
 from hat_plugin.kernels.triton_launch import require_triton
 
 CHOICES = ('auto', 'cpp', 'triton', 'torch')
@@ -146,8 +146,7 @@ def product(
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """The gradient of a layer's input: (B, H, W, outputs) and the layer's weight to (B, H, W, inputs)."""
-    turned = weight.transpose(0, 1)
-    return product(grad, Layer(turned.flip(2, 3) if turned.ndim == 4 else turned))
+    return product(grad, Layer(turned(weight)))
 
 
 def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, library: ctypes.CDLL | None = None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hat_plugin.kernels.library import TileProductArguments, load, require
-from hat_plugin.kernels.operands import Layer, Norm, check_fused, ordinary
+from hat_plugin.kernels.operands import Layer, Norm, check_fused, ordinary, turned
 from hat_plugin.kernels.products import choice
 
 _AMX = 2  # of `library.BF16_WAYS`
@@ -124,7 +124,7 @@ def convolution(
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """The gradient of a 3x3 convolution's input, bf16: (B, H, W, outputs) and the weight to (B, H, W, inputs)."""
-    return convolution(grad, Layer(weight.transpose(0, 1).flip(2, 3)))
+    return convolution(grad, Layer(turned(weight)))
 
 
 def _call(x: Tensor, layer: Layer, norm: Norm | None, kept: list[Tensor]) -> TileProductArguments:
