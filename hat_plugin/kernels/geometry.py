@@ -61,10 +61,20 @@ def check_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | 
 
 def check_image(qkv: Tensor, bias: Tensor, masks: Tensor | None, geometry: Geometry) -> None:
     """Raise a ValueError unless the arguments of `image_window_attention` fit each other."""
+    if qkv.ndim != 4 or qkv.shape[3] % 3:
+        raise ValueError(f'qkv {tuple(qkv.shape)}: give (B, H, W, 3 * C)')
+    check_geometry((qkv.shape[1], qkv.shape[2], qkv.shape[3] // 3), masks, geometry)
+    check_bias((qkv,), bias, masks, geometry)
+
+
+def check_geometry(image: tuple[int, int, int], masks: Tensor | None, geometry: Geometry) -> None:
+    """Raise a ValueError unless an image (H, W, C) falls into windows and heads, and masks are there if needed."""
     g, (window, overlap, shift) = geometry, (geometry.window_size, geometry.overlap_size, geometry.shift_size)
-    if qkv.ndim != 4 or min(g.num_heads, window) < 1 or qkv.shape[3] % 3 or 0 in qkv.shape[1:]:
-        raise ValueError(f'qkv {tuple(qkv.shape)}: give (B, H, W, 3 * C), one head and a window of one pixel at least')
-    height, width, channels = qkv.shape[1], qkv.shape[2], qkv.shape[3] // 3
+    height, width, channels = image
+    if min(g.num_heads, window, *image) < 1:
+        raise ValueError(
+            f'an image {image} in windows of {window} and {g.num_heads} heads: give (H, W, C) and one of each at least'
+        )
     if height % window or width % window or channels % g.num_heads:
         raise ValueError(
             f'an image of {height}x{width} and {channels} channels does not fall into windows of '
@@ -77,9 +87,13 @@ def check_image(qkv: Tensor, bias: Tensor, masks: Tensor | None, geometry: Geome
             f'shift_size {shift} with window_size {window}, overlap_size {overlap} and '
             f'{"no " if masks is None else ""}masks: give 0, or less than the window, with masks and without an overlap'
         )
-    queries, keys = window**2, overlap**2
-    shape = (g.num_heads, queries, keys)
-    _check_rest((qkv,), bias, masks if shift else None, shape, (3, queries, keys))
+
+
+def check_bias(tensors: tuple[Tensor, ...], bias: Tensor, masks: Tensor | None, geometry: Geometry) -> None:
+    """Raise a ValueError unless the bias of an image's windows, and masks where they are shifted, fit tensors."""
+    queries, keys = geometry.window_size**2, geometry.overlap_size**2
+    shape = (geometry.num_heads, queries, keys)
+    _check_rest(tensors, bias, masks if geometry.shift_size else None, shape, (3, queries, keys))
 
 
 def _check_rest(

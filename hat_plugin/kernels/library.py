@@ -24,7 +24,8 @@ HEADERS = tuple(
     Path(__file__).with_name(f'{name}.hpp')
     for name in (
         *('memory', 'vectors', 'gelu', 'windows', 'tiles', 'gradient_tokens', 'window_gradient', 'tile_gradient'),
-        *('tile_product', 'tile_convolution', 'product', 'feed_forward_gradient', 'winograd', 'winograd_gradient'),
+        *('attend', 'tile_product', 'tile_convolution', 'tile_block'),
+        *('product', 'feed_forward_gradient', 'winograd', 'winograd_gradient'),
     )
 )
 FLAGS = (
@@ -106,6 +107,16 @@ class TileProductArguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ('pixels', 'image', 'width', 'inputs', 'outputs', 'taps')),
         *((name, ctypes.c_int64) for name in ('gelu', 'half_x', 'half_out', 'threads')),
         ('eps', ctypes.c_double),
+    )
+
+
+class WindowBlockArguments(ctypes.Structure):
+    """The struct WindowBlock of tile_block.hpp."""
+
+    _fields_ = (
+        ('attention', WindowAttentionArguments),
+        *((name, TileProductArguments) for name in ('queries', 'projection', 'up', 'down')),
+        *((name, ctypes.c_void_p) for name in ('branch', 'factor')),
     )
 
 
@@ -206,20 +217,16 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.hat_window_attention_gradient.argtypes = [ctypes.POINTER(WindowGradientArguments)]
     library.hat_product.argtypes = [ctypes.POINTER(ProductArguments)] * 2
     library.hat_tile_product.argtypes = [ctypes.POINTER(TileProductArguments)] * 2
+    library.hat_window_block.argtypes = [ctypes.POINTER(WindowBlockArguments)]
     library.hat_convolution_gradient.argtypes = [ctypes.POINTER(ConvolutionGradientArguments)]
     library.hat_feed_forward_gradient.argtypes = [ctypes.POINTER(FeedForwardGradientArguments)]
     library.hat_gather_bias.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 5]
     library.hat_bf16_way.argtypes = [ctypes.c_int]
     library.hat_vector_bits.argtypes = []
     for name in (
-        *('hat_window_attention', 'hat_window_attention_gradient', 'hat_gather_bias', 'hat_bf16_way'),
-        *(
-            'hat_product',
-            'hat_tile_product',
-            'hat_convolution_gradient',
-            'hat_feed_forward_gradient',
-            'hat_vector_bits',
-        ),
+        *('hat_window_attention', 'hat_window_attention_gradient', 'hat_gather_bias', 'hat_bf16_way', 'hat_product'),
+        *('hat_tile_product', 'hat_window_block', 'hat_convolution_gradient', 'hat_feed_forward_gradient'),
+        'hat_vector_bits',
     ):
         getattr(library, name).restype = ctypes.c_int
     return library

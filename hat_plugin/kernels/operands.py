@@ -15,6 +15,13 @@ class Norm(NamedTuple):
     bias: Tensor
     eps: float
 
+    @classmethod
+    def of(cls, module: nn.Module) -> Norm | None:
+        """A module's, or None: it is another step, or has no weight and bias."""
+        if not isinstance(module, nn.LayerNorm) or module.bias is None:
+            return None
+        return cls(module.weight, module.bias, module.eps)
+
 
 class Layer(NamedTuple):
     """What a pixel's inputs become, a linear layer or a 3x3 convolution, and what follows.

@@ -83,17 +83,15 @@ void convolve(const TileProduct &a, const Rectangles &all, int64_t number, const
             room.number[y * stride + x] = x < broad ? before + (top + y) * a.width + start + x : -1;
     Reach reach{9, {}};
     for (int64_t tap = 0; tap < 9; ++tap) reach.pixels[tap] = tap / 3 * stride + tap % 3;
-    const auto pixel = [&](int64_t n) { return room.number[n]; };
-    multiply_pixels(a, reach, packed, room.left, high * stride, pixel, room.sums, static_cast<O *>(a.out), a.outputs);
+    multiply_pixels(a, reach, packed, room.left, high * stride, room.sums, [&](int64_t n) {
+        return room.number[n] < 0 ? Target<O>{} : target_of<O>(a, room.number[n]);
+    });
 }
 
 template <class X, class O> int run_tile_convolution(const TileProduct &a) {
-    Arena memory;
-    uint32_t *packed;
-    for (int pass = 0; pass < 2; ++pass) {
-        memory.take(packed, packed_units(a));
-        if (!pass && !memory.allocate()) return 1;
-    }
+    const TileProduct *const products[] = {&a};
+    const PackedWeights<1> weights(products);
+    if (!weights.ready) return 1;
     const Rectangles all(a);
     int failed = 0;
 #pragma omp parallel num_threads(static_cast<int>(a.threads)) reduction(| : failed)
@@ -103,10 +101,10 @@ template <class X, class O> int run_tile_convolution(const TileProduct &a) {
         const ConvolutionRoom room(a, all);
         failed = !room.ready;
 #pragma omp for schedule(static)
-        for (int64_t output = 0; output < a.outputs; output += SIDE) pack_outputs(a, output, packed);
+        for (int64_t n = 0; n < weights.tiles; ++n) weights.pack(n);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t number = 0; number < all.count; ++number)
-            if (room.ready) convolve<X, O>(a, all, number, packed, room);
+            if (room.ready) convolve<X, O>(a, all, number, weights[0], room);
     }
     return failed;
 }

@@ -58,11 +58,38 @@ inline void pack_tap(const TileProduct &a, int64_t first, int64_t tap, uint32_t 
         }
 }
 
-// The same at all taps, (taps, depth, 16).
-inline void pack_outputs(const TileProduct &a, int64_t first, uint32_t *packed) {
-    const int64_t units = depth(a.inputs);
-    for (int64_t tap = 0; tap < a.taps; ++tap) pack_tap(a, first, tap, packed + (first * a.taps + tap * SIDE) * units);
-}
+// Weights of products that are computed together, as tiles; all threads pack them.
+template <int COUNT> class PackedWeights {
+    const TileProduct *const (&products)[COUNT];
+    uint32_t *packed[COUNT];
+    Arena memory;
+
+  public:
+    bool ready;
+    int64_t tiles = 0;  // of outputs
+
+    // Of products that are null there are none.
+    explicit PackedWeights(const TileProduct *const (&all)[COUNT]) : products(all) {
+        for (int pass = 0; pass < 2; ++pass) {
+            for (int i = 0; i < COUNT; ++i) memory.take(packed[i], products[i] ? packed_units(*products[i]) : 0);
+            if (!pass) ready = memory.allocate();
+            if (!ready) return;
+        }
+        for (const TileProduct *product : products) tiles += product ? up(product->outputs, SIDE) / SIDE : 0;
+    }
+    // Pack the tiles of a number: (taps, depth, 16).
+    void pack(int64_t number) const {
+        for (int i = 0; i < COUNT; ++i) {
+            if (!products[i]) continue;
+            const TileProduct &a = *products[i];
+            const int64_t here = up(a.outputs, SIDE) / SIDE, units = depth(a.inputs);
+            for (int64_t tap = 0; number >= 0 && number < here && tap < a.taps; ++tap)
+                pack_tap(a, number * SIDE, tap, packed[i] + (number * a.taps + tap) * SIDE * units);
+            number -= here;
+        }
+    }
+    const uint32_t *operator[](int product) const { return packed[product]; }
+};
 
 // One pixel as bf16, normalised if asked for; `room`: fp32, whole vectors.
 template <class X> void left_row(const TileProduct &a, const X *from, float *room, bf16 *to, bf16 *normed) {
@@ -138,14 +165,31 @@ inline void multiply_square(const uint32_t *pixels, const Reach &reach, int64_t 
     }
 }
 
-// All outputs of `count` pixels whose inputs are in `left`. pixel(n): the number of the n-th among those of `out`, a row
-// of which is `stride` long; negative: it is not wanted.
-template <class O, class Pixel>
+// Where a pixel's outputs go (null: they are not wanted), and where what is added to them begins, or null.
+template <class O, class A = O, class S = bf16> struct Target {
+    O *out;
+    const A *add;
+    const S *scaled;
+    const float *factor;
+};
+
+// As the product says, of its pixel of a number.
+template <class O> Target<O> target_of(const TileProduct &a, int64_t number) {
+    const int64_t at = number * a.outputs;
+    Target<O> to{static_cast<O *>(a.out) + at, nullptr, nullptr, nullptr};
+    if (a.add) to.add = static_cast<const O *>(a.add) + at;
+    if (a.scaled) {
+        to.scaled = static_cast<const bf16 *>(a.scaled) + at;
+        to.factor = a.factor + number / a.image * a.outputs;
+    }
+    return to;
+}
+
+// All outputs of `count` pixels whose inputs are in `left`; target(n): the `Target` of the n-th. `sums`: (32, 32).
+template <class To>
 void multiply_pixels(const TileProduct &a, const Reach &reach, const uint32_t *packed, const uint32_t *left, int64_t count,
-                     const Pixel &pixel, float *sums, O *out, int64_t stride) {
+                     float *sums, const To &target) {
     const int64_t units = depth(a.inputs);
-    const O *add = static_cast<const O *>(a.add);
-    const bf16 *scaled = static_cast<const bf16 *>(a.scaled);
     for (int64_t output = 0; output < a.outputs; output += SQUARE) {
         const uint32_t *right = packed + output * a.taps * units;
         for (int64_t from = 0; from < count; from += SQUARE) {
@@ -157,19 +201,26 @@ void multiply_pixels(const TileProduct &a, const Reach &reach, const uint32_t *p
                 const int64_t at = output + c, rest = a.outputs - at;
                 const Floats bias = a.bias ? load(a.bias + at, rest) : Floats{};
                 for (int64_t r = 0; r < SQUARE && from + r < count; ++r) {
-                    const int64_t number = pixel(from + r);
-                    if (number < 0) continue;
+                    const auto to = target(from + r);
+                    if (!to.out) continue;
                     Floats value = read<Floats>(sums + r * SQUARE + c) + bias;
                     if (a.gelu) value = rough_gelu(value);
-                    if (add) value += load(add + number * a.outputs + at, rest);
-                    if (scaled)
-                        value += load(scaled + number * a.outputs + at, rest) *
-                                 load(a.factor + number / a.image * a.outputs + at, rest);
-                    store(out + number * stride + at, value, rest);
+                    if (to.add) value += load(to.add + at, rest);
+                    if (to.scaled) value += load(to.scaled + at, rest) * load(to.factor + at, rest);
+                    store(to.out + at, value, rest);
                 }
             }
         }
     }
+}
+
+// The result of a product, with nothing added, to where the next one has its inputs.
+inline void hide(const TileProduct &a, const uint32_t *packed, const uint32_t *left, int64_t count, float *sums,
+                 uint32_t *hidden, const TileProduct &next) {
+    const int64_t units = depth(next.inputs);
+    multiply_pixels(a, {1, {0}}, packed, left, count, sums, [=](int64_t n) {
+        return Target<bf16>{reinterpret_cast<bf16 *>(hidden + n * units), nullptr, nullptr, nullptr};
+    });
 }
 
 // What one thread needs.
@@ -197,15 +248,10 @@ struct TileRoom {
 
 // A product and, if there is a next one, that of its result, which never leaves the cache.
 template <class X, class O> int run_tile_product(const TileProduct &a, const TileProduct *next) {
-    Arena memory;
-    uint32_t *packed, *next_packed;
-    for (int pass = 0; pass < 2; ++pass) {
-        memory.take(packed, packed_units(a));
-        memory.take(next_packed, next ? packed_units(*next) : 0);
-        if (!pass && !memory.allocate()) return 1;
-    }
+    const TileProduct *const products[] = {&a, next};
+    const PackedWeights<2> weights(products);
+    if (!weights.ready) return 1;
     const Reach itself{1, {0}};
-    const int64_t tiles = up(a.outputs, SIDE) / SIDE, next_tiles = next ? up(next->outputs, SIDE) / SIDE : 0;
     int failed = 0;
 #pragma omp parallel num_threads(static_cast<int>(a.threads)) reduction(| : failed)
     {
@@ -214,12 +260,7 @@ template <class X, class O> int run_tile_product(const TileProduct &a, const Til
         const TileRoom room(a, next);
         failed = !room.ready;
 #pragma omp for schedule(static)
-        for (int64_t n = 0; n < tiles + next_tiles; ++n) {
-            if (n < tiles)
-                pack_outputs(a, n * SIDE, packed);
-            else
-                pack_outputs(*next, (n - tiles) * SIDE, next_packed);
-        }
+        for (int64_t n = 0; n < weights.tiles; ++n) weights.pack(n);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t first = 0; first < a.pixels; first += PIXELS) {
             if (!room.ready) continue;
@@ -229,16 +270,13 @@ template <class X, class O> int run_tile_product(const TileProduct &a, const Til
                 left_row(a, static_cast<const X *>(a.x) + (first + i) * a.inputs, room.row,
                          reinterpret_cast<bf16 *>(room.left + i * units), normed);
             }
-            const auto pixel = [=](int64_t n) { return first + n; };
-            if (!next) {
-                multiply_pixels(a, itself, packed, room.left, count, pixel, room.sums, static_cast<O *>(a.out), a.outputs);
-                continue;
-            }
-            const auto same = [](int64_t n) { return n; };
-            bf16 *hidden = reinterpret_cast<bf16 *>(room.hidden);
-            multiply_pixels(a, itself, packed, room.left, count, same, room.sums, hidden, 2 * depth(next->inputs));
-            multiply_pixels(*next, itself, next_packed, room.hidden, count, pixel, room.sums, static_cast<O *>(next->out),
-                            next->outputs);
+            if (next) {
+                hide(a, weights[0], room.left, count, room.sums, room.hidden, *next);
+                multiply_pixels(*next, itself, weights[1], room.hidden, count, room.sums,
+                                [&](int64_t n) { return target_of<O>(*next, first + n); });
+            } else
+                multiply_pixels(a, itself, weights[0], room.left, count, room.sums,
+                                [&](int64_t n) { return target_of<O>(a, first + n); });
         }
     }
     return failed;

@@ -1,5 +1,7 @@
-// Linear layers and 3x3 convolutions in bf16 by AMX (tile_product.hpp, tile_convolution.hpp).
+// Linear layers, 3x3 convolutions and whole transformer blocks in bf16 by AMX (tile_product.hpp, tile_convolution.hpp,
+// tile_block.hpp).
 
+#include "tile_block.hpp"
 #include "tile_convolution.hpp"
 
 #if defined(HAT_TILES)
@@ -10,11 +12,15 @@ template <class X, class O> int run_tiles(const TileProduct &a, const TileProduc
     return a.taps == 9 ? run_tile_convolution<X, O>(a) : run_tile_product<X, O>(a, next);
 }
 
+template <class X> int run_block(const WindowBlock &b) {
+    return b.attention.half_bias ? run_window_block<X, bf16>(b) : run_window_block<X, float>(b);
+}
+
 }  // namespace
 
 #endif
 
-// 0 if all went well, 1 if memory ran out, 2 where there is no AMX. The sizes are the caller's to check.
+// Each gives 0 if all went well, 1 if memory ran out, 2 where there is no AMX. The sizes are the caller's to check.
 extern "C" int hat_tile_product(const TileProduct *a, const TileProduct *next) {
 #if defined(HAT_TILES)
     if (!tiles_are_there()) return 2;
@@ -23,5 +29,14 @@ extern "C" int hat_tile_product(const TileProduct *a, const TileProduct *next) {
     return half_out ? run_tiles<float, bf16>(*a, next) : run_tiles<float, float>(*a, next);
 #else
     return (void)a, (void)next, 2;
+#endif
+}
+
+extern "C" int hat_window_block(const WindowBlock *b) {
+#if defined(HAT_TILES)
+    if (!tiles_are_there()) return 2;
+    return b->queries.half_x ? run_block<bf16>(*b) : run_block<float>(*b);
+#else
+    return (void)b, 2;
 #endif
 }

@@ -56,15 +56,15 @@ def linear(
     out = x.new_empty((*x.shape[:-1], outputs), dtype=torch.bfloat16 if add is None else add.dtype)
     normed = x if norm is None else torch.empty_like(x, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
     kept: list[Tensor] = [out, normed]
-    call = _call(x.contiguous(), layer, norm, kept)
+    call = arguments(x.contiguous(), layer, norm, kept)
     call.out, call.half_out = out.data_ptr(), out.dtype == torch.bfloat16
     call.normed = None if norm is None else normed.data_ptr()
-    call.add = _address(add, kept)
+    call.add = address(add, kept)
     if scaled is not None:
         samples = scaled[1].numel() // outputs
         call.image = call.pixels // samples
-        call.scaled = _address(scaled[0].to(torch.bfloat16), kept)
-        call.factor = _address(scaled[1].float(), kept)
+        call.scaled = address(scaled[0].to(torch.bfloat16), kept)
+        call.factor = address(scaled[1].float(), kept)
     _run(library, call, None)
     return out, normed
 
@@ -75,8 +75,8 @@ def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer, *, library: ctyp
     x = x.contiguous()
     out = torch.empty_like(x)
     kept: list[Tensor] = [out, x]
-    first = _call(x, Layer(up.weight, up.bias, gelu=True), norm, kept)
-    second = _call(x, down, None, kept)
+    first = arguments(x, Layer(up.weight, up.bias, gelu=True), norm, kept)
+    second = arguments(x, down, None, kept)
     second.out, second.add, second.half_out = out.data_ptr(), x.data_ptr(), x.dtype == torch.bfloat16
     _run(library, first, second)
     return out
@@ -114,10 +114,10 @@ def convolution(
     outputs = weight.shape[0]
     out = x.new_empty((*x.shape[:-1], outputs), dtype=add.dtype if add is not None else dtype or torch.bfloat16)
     kept: list[Tensor] = [out]
-    call = _call(x.contiguous(), layer._replace(weight=weight.view(outputs, -1)), norm, kept)
+    call = arguments(x.contiguous(), layer._replace(weight=weight.view(outputs, -1)), norm, kept)
     call.inputs, call.taps = x.shape[3], 9
     call.image, call.width = x.shape[1] * x.shape[2], x.shape[2]
-    call.out, call.half_out, call.add = out.data_ptr(), out.dtype == torch.bfloat16, _address(add, kept)
+    call.out, call.half_out, call.add = out.data_ptr(), out.dtype == torch.bfloat16, address(add, kept)
     _run(library, call, None)
     return out
 
@@ -127,8 +127,14 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     return convolution(grad, Layer(turned(weight)))
 
 
-def _call(x: Tensor, layer: Layer, norm: Norm | None, kept: list[Tensor]) -> TileProductArguments:
-    """What is known of a layer over x, contiguous; the second of two has as many pixels."""
+def arguments(x: Tensor, layer: Layer, norm: Norm | None, kept: list[Tensor]) -> TileProductArguments:
+    """What is known of a layer over x, contiguous; the second of two has as many pixels.
+
+    Raises:
+        ValueError: weights are not in bf16.
+    """
+    if layer.weight.dtype != torch.bfloat16:
+        raise ValueError(f'weights are {layer.weight.dtype}: give bf16')
     outputs, inputs = layer.weight.shape
     pixels = x.numel() // x.shape[-1]
     call = TileProductArguments(
@@ -141,27 +147,30 @@ def _call(x: Tensor, layer: Layer, norm: Norm | None, kept: list[Tensor]) -> Til
         half_x=x.dtype == torch.bfloat16,
         threads=torch.get_num_threads(),
     )
-    call.x, call.weight = _address(x, kept), _address(layer.weight, kept)
-    call.bias = _address(None if layer.bias is None else layer.bias.float(), kept)
+    call.x, call.weight = address(x, kept), address(layer.weight, kept)
+    call.bias = address(None if layer.bias is None else layer.bias.float(), kept)
     if norm is not None:
-        call.norm_weight, call.norm_bias = _address(norm.weight.float(), kept), _address(norm.bias.float(), kept)
+        call.norm_weight, call.norm_bias = address(norm.weight.float(), kept), address(norm.bias.float(), kept)
         call.eps = norm.eps
     return call
 
 
-def _address(tensor: Tensor | None, kept: list[Tensor]) -> int | None:
-    """Of a tensor that is kept alive, made contiguous."""
+def address(tensor: Tensor | None, kept: list[Tensor]) -> int | None:
+    """Where a tensor begins, made contiguous and kept alive; None for none."""
     if tensor is None:
         return None
     kept.append(tensor.contiguous())
     return kept[-1].data_ptr()
 
 
-def _run(library: ctypes.CDLL | None, first: TileProductArguments, second: TileProductArguments | None) -> None:
-    failed = (library or require()).hat_tile_product(
-        ctypes.byref(first), None if second is None else ctypes.byref(second)
-    )
+def check(failed: int, what: str, pixels: int) -> None:
+    """Raise a RuntimeError if a function of the library says that it did not do what it was called for."""
     if failed == 1:
-        raise RuntimeError(f'no memory left for a layer over {first.pixels} pixels: give smaller tiles')
+        raise RuntimeError(f'no memory left for {what} over {pixels} pixels: give smaller tiles')
     if failed:
-        raise RuntimeError(f'a layer over {first.pixels} pixels: this machine or library has no AMX')
+        raise RuntimeError(f'{what} over {pixels} pixels: this machine or library has no AMX')
+
+
+def _run(library: ctypes.CDLL | None, first: TileProductArguments, second: TileProductArguments | None) -> None:
+    following = None if second is None else ctypes.byref(second)
+    check((library or require()).hat_tile_product(ctypes.byref(first), following), 'a layer', first.pixels)

@@ -72,22 +72,28 @@ struct Place {
 // A position that may be less than one image off, brought back.
 inline int64_t wrapped(int64_t at, int64_t size) { return at < 0 ? at + size : at >= size ? at - size : at; }
 
-// Where the rows of a window's tokens begin in a tensor; null for those beyond the image.
-template <class T>
-void locate(const WindowAttention &a, const Place &place, const void *tensor, const int64_t *stride, bool keys, T **rows) {
+// Call work(row, column, inside) for the pixel of each of a window's tokens; those of keys may lie beyond the image.
+template <class Work> void each_token(const WindowAttention &a, const Place &place, bool keys, const Work &work) {
     const int64_t image_height = keys ? a.height_k : a.height_q, image_width = keys ? a.width_k : a.width_q;
     const int64_t height = keys ? a.key_height : a.window_height, width = keys ? a.key_width : a.window_width;
     const int64_t top = place.row * a.window_height + a.shift - (keys ? a.margin : 0);
     const int64_t left = place.column * a.window_width + a.shift - (keys ? a.margin : 0);
-    T *base = static_cast<T *>(const_cast<void *>(tensor)) + place.image * stride[0] + place.head * stride[3];
     for (int64_t y = top; y < top + height; ++y) {
         const int64_t in_y = a.shift ? wrapped(y, image_height) : y;
         for (int64_t x = left; x < left + width; ++x) {
             const int64_t in_x = a.shift ? wrapped(x, image_width) : x;
-            const bool inside = in_y >= 0 && in_y < image_height && in_x >= 0 && in_x < image_width;
-            *rows++ = inside ? base + in_y * stride[1] + in_x * stride[2] : nullptr;
+            work(in_y, in_x, in_y >= 0 && in_y < image_height && in_x >= 0 && in_x < image_width);
         }
     }
+}
+
+// Where the rows of a window's tokens begin in a tensor; null for those beyond the image.
+template <class T>
+void locate(const WindowAttention &a, const Place &place, const void *tensor, const int64_t *stride, bool keys, T **rows) {
+    T *base = static_cast<T *>(const_cast<void *>(tensor)) + place.image * stride[0] + place.head * stride[3];
+    each_token(a, place, keys, [&](int64_t y, int64_t x, bool inside) {
+        *rows++ = inside ? base + y * stride[1] + x * stride[2] : nullptr;
+    });
 }
 
 // Ask for a row of an image before it is needed: rows lie too far apart for the processor to guess the next one.

@@ -91,7 +91,7 @@ def add_feed_forward(
     """
     dropped = drop_path is not None and drop_path.training and drop_path.drop_prob > 0
     y = None
-    if isinstance(feed_forward, Mlp) and isinstance(norm, nn.LayerNorm) and norm.bias is not None:
+    if isinstance(feed_forward, Mlp):
         y = _by_one_kernel(x, norm, feed_forward, residual=not dropped)
         if y is not None and not dropped:
             return y
@@ -100,12 +100,12 @@ def add_feed_forward(
     return x + (y if drop_path is None else drop_path(y))
 
 
-def _by_one_kernel(x: Tensor, norm: nn.LayerNorm, mlp: Mlp, *, residual: bool) -> Tensor | None:
+def _by_one_kernel(x: Tensor, norm: nn.Module, mlp: Mlp, *, residual: bool) -> Tensor | None:
     """mlp(norm(x)), + x where it is a residual; None where no kernel is for it (in training all but the CPU's)."""
-    if type(mlp.act) is not nn.GELU or mlp.act.approximate != 'none':
+    first = Norm.of(norm)
+    if first is None or type(mlp.act) is not nn.GELU or mlp.act.approximate != 'none':
         return None
-    weights = norm.weight, norm.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias
-    first = Norm(norm.weight, norm.bias, norm.eps)
+    weights = first.weight, first.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias
     layers = Layer(mlp.fc1.weight, mlp.fc1.bias, gelu=True), Layer(mlp.fc2.weight, mlp.fc2.bias)
     image = x if x.ndim == 4 else x[None]
     inference = residual and not (torch.is_grad_enabled() or mlp.training)

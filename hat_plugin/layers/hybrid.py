@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hat_plugin.kernels.geometry import Geometry
+from hat_plugin.kernels.operands import Layer
+from hat_plugin.kernels.tile_blocks import BlockLayers, window_block
 from hat_plugin.kernels.window_attention import image_window_attention
 from hat_plugin.layers.attention import (
     attention,
@@ -39,6 +42,7 @@ from hat_plugin.layers.strips import (
     use_strips,
     write_windows,
 )
+from hat_plugin.layers.whole_block import block_layers
 from hat_plugin.layers.windows import (
     overlapping_windows,
     shifted_regions,
@@ -79,6 +83,11 @@ class HAB(nn.Module):
     def forward(self, x: Tensor, tables: WindowTables) -> Tensor:
         """(B, H, W, C) to the same shape; H and W are multiples of the window."""
         if use_strips(x, self):
+            layers = block_layers(
+                x, (self.norm1, self.norm2), self.attn.qkv, self.attn.proj, self.mlp, self.attn.window_size
+            )
+            if layers is not None:
+                return self._by_one_kernel(x, tables, layers)
             whole = prefers_whole(x, self.attn.relative_position_bias_table)
             return self._whole(x, tables) if whole else self._in_strips(x, tables)
         qkv, compressed = through(x, self.norm1, self.attn.qkv, self.conv_block.first)
@@ -86,6 +95,21 @@ class HAB(nn.Module):
         branch = self.conv_block.expand(compressed)
         x = x + torch.add(self.drop_path(attended), branch, alpha=self.conv_scale)
         return add_feed_forward(x, self.norm2, self.mlp, self.drop_path)
+
+    def _by_one_kernel(self, x: Tensor, tables: WindowTables, layers: BlockLayers) -> Tensor:
+        """`forward` in inference: the convolution branch first, then one window after the other."""
+        side = self.attn.window_size
+        branch, weights = self.conv_block.in_strips(x, self.norm1)
+        branch = branch.to(x.dtype).contiguous()
+        return window_block(
+            x,
+            layers,
+            gather_bias(self.attn.relative_position_bias_table, tables.self_index),
+            Geometry(self.attn.scale, self.attn.num_heads, side, side, self.shift_size),
+            masks=tables.masks,
+            branch=(branch, weights * self.conv_scale),
+            out=branch,
+        )
 
     def _whole(self, x: Tensor, tables: WindowTables) -> Tensor:
         """`forward` in inference, all windows at once."""
@@ -143,14 +167,22 @@ class OCAB(nn.Module):
 
     def forward(self, x: Tensor, tables: WindowTables) -> Tensor:
         """(B, H, W, C) to the same shape; H and W are multiples of the window."""
-        if use_strips(x, self) and not prefers_whole(x, self.relative_position_bias_table):
-            return self._in_strips(x, tables)
+        if use_strips(x, self):
+            layers = block_layers(
+                x, (self.norm1, self.norm2), self.qkv, self.proj, self.mlp, self.window_size, queries_alone=True
+            )
+            if layers is not None or not prefers_whole(x, self.relative_position_bias_table):
+                return self._in_strips(x, tables, layers)
         (qkv,) = through(x, self.norm1, self.qkv)
         x = add_linear(x, self._attended(qkv, tables.overlap_index), self.proj)
         return add_feed_forward(x, self.norm2, self.mlp)
 
-    def _in_strips(self, x: Tensor, tables: WindowTables) -> Tensor:
-        """`forward` in inference: keys and values for a strip of window rows, then a few windows at a time."""
+    def _in_strips(self, x: Tensor, tables: WindowTables, layers: BlockLayers | None) -> Tensor:
+        """`forward` in inference: keys and values for a strip of window rows, then a few windows at a time.
+
+        Args:
+            layers: for windows to be worked on by one kernel, or None.
+        """
         batch, height, width, _ = x.shape
         rows, columns = height // self.window_size, width // self.window_size
         bias = gather_bias(self.relative_position_bias_table, tables.overlap_index)
@@ -158,14 +190,19 @@ class OCAB(nn.Module):
         for strip in blocks_of(
             batch, rows, columns, self.window_size, max(1, map_rows(x) // self.window_size) * columns
         ):
-            self._fill(result, x, strip, bias)
+            self._fill(result, x, strip, bias, layers)
         return result
 
-    def _fill(self, result: Tensor, x: Tensor, strip: Block, bias: Tensor) -> None:
+    def _fill(self, result: Tensor, x: Tensor, strip: Block, bias: Tensor, layers: BlockLayers | None) -> None:
         """Put a strip of the result, (B, H, W, C), in its place; all that it takes is free again afterwards."""
         side, margin = self.window_size, self.overlap_size - self.window_size  # of both sides
         most = max(1, chunk_windows(x, side) // 2)  # each brings keys and values of about twice its pixels
         kv = self._keys_and_values(x[strip.sample], strip.top, strip.top + strip.height)
+        if layers is not None:
+            geometry = Geometry(self.scale, self.num_heads, side, self.overlap_size, 0)
+            own, out = (image[strip.sample, None, strip.top : strip.top + strip.height] for image in (x, result))
+            window_block(own, layers, bias, geometry, keys_and_values=kv[None], out=out)
+            return
         for part in blocks_of(1, strip.height // side, strip.width // side, side, most):
             seen = kv[part.top : part.top + part.height + margin, part.left : part.left + part.width + margin]
             block = part._replace(sample=strip.sample, top=part.top + strip.top)
@@ -195,7 +232,7 @@ class OCAB(nn.Module):
         kv: Tensor | None = None
         for row in enough(range(max(0, top - margin), min(height, bottom + margin), step)):
             end = min(row + step, height, bottom + margin)
-            part = linear(like_weights(self.norm1(x[row:end]), self.qkv), weight, bias)
+            part = normed_linear(x[row:end], self.norm1, Layer(weight, bias))[0]
             if kv is None:
                 kv = part.new_zeros(bottom - top + 2 * margin, width + 2 * margin, 2 * channels)
             kv[row - top + margin : end - top + margin, margin : margin + width] = part

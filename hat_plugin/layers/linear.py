@@ -92,21 +92,20 @@ def add_linear(total: Tensor, x: Tensor, layer: nn.Linear, scaled: tuple[Tensor,
     return torch.addcmul(result, features, factor) if torch.is_grad_enabled() else result.addcmul_(features, factor)
 
 
-def normed_linear(x: Tensor, norm: nn.Module, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+def normed_linear(x: Tensor, norm: nn.Module, layer: nn.Linear | Layer) -> tuple[Tensor, Tensor]:
     """layer(norm(x)) and norm(x), in inference by one kernel where there is one.
 
     Args:
         x: (..., C).
         norm: over the channels.
-        layer: from x's channels to any number.
+        layer: from x's channels to any number; or a part of one.
 
     Returns:
         (..., channels out), and a tensor like x, both in the type of the layer's weights.
     """
-    kernels = kernels_for(x, layer.weight, layer.bias)
-    if isinstance(norm, nn.LayerNorm) and norm.bias is not None and kernels is not None:
-        first = Norm(norm.weight, norm.bias, norm.eps)
+    kernels, first = kernels_for(x, layer.weight, layer.bias), Norm.of(norm)
+    if kernels is not None and first is not None:
         fused: tuple[Tensor, Tensor] = kernels.linear(x, Layer(layer.weight, layer.bias), norm=first)
         return fused
     y = like_weights(norm(x), layer)
-    return layer(y), y
+    return (layer(y) if isinstance(layer, nn.Module) else linear(y, layer.weight, layer.bias)), y

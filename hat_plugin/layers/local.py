@@ -131,9 +131,9 @@ class CAB(nn.Module):
         if not isinstance(first, Conv2d) or not isinstance(second, Conv2d):
             return None
         if prepare is not None:
-            if not isinstance(prepare, nn.LayerNorm) or prepare.bias is None:
+            norm = Norm.of(prepare)
+            if norm is None:
                 return None
-            norm = Norm(prepare.weight, prepare.bias, prepare.eps)
         if not first.takes_image(x, norm is not None):
             return None
         few = first.over_image(x, norm=norm, gelu=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hat_plugin.kernels.operands import is_traced
+from hat_plugin.kernels.operands import Layer, is_traced
 from hat_plugin.layers.windows import window_partition, window_reverse
 
 # Tokens of a chunk of windows for one CPU core: 9 MB of fp32 queries, keys and values. Fewer gained nothing, many
@@ -64,7 +64,7 @@ def use_strips(x: Tensor, module: nn.Module) -> bool:
     return x.device.type in ('cpu', 'cuda') and (not isinstance(x, FakeTensor) or _estimating.get())
 
 
-def like_weights(x: Tensor, layer: nn.Module) -> Tensor:
+def like_weights(x: Tensor, layer: nn.Module | Layer) -> Tensor:
     """x in the type of a layer's weights, where they were converted and the residual stream was not."""
     weight = getattr(layer, 'weight', None)
     return x.to(weight.dtype) if isinstance(weight, Tensor) else x

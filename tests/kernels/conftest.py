@@ -87,3 +87,12 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if loaded.hat_bf16_way(AMX) != AMX:
         pytest.skip('vectors of this processor are too short')
     return loaded
+
+
+@pytest.fixture(params=['emulated', 'kernel'])
+def amx(request: pytest.FixtureRequest) -> ctypes.CDLL:
+    """A library that multiplies so."""
+    library = request.getfixturevalue(request.param)
+    if library.hat_bf16_way(-1) != 2:
+        pytest.skip('this processor has no AMX')
+    return library

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from compared import error
+from tiles import in_use, normalisation, normed, random
 from torch import Tensor
 
 from hat_plugin.archs.hat_arch import HAT
 from hat_plugin.engine.memory import is_out_of_memory
 from hat_plugin.kernels import tile_products
-from hat_plugin.kernels.operands import Layer, Norm
+from hat_plugin.kernels.operands import Layer
 from hat_plugin.kernels.products import products_by
 from hat_plugin.layers.precision import prepare_for_inference
-
-
-@pytest.fixture(params=['emulated', 'kernel'])
-def amx(request: pytest.FixtureRequest) -> ctypes.CDLL:
-    """A library that multiplies so."""
-    library = request.getfixturevalue(request.param)
-    if library.hat_bf16_way(-1) != 2:
-        pytest.skip('this processor has no AMX')
-    return library
-
-
-def random(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def normalisation(channels: int) -> Norm:
-    return Norm(random(channels, seed=3, dtype=torch.float32), random(channels, seed=4), 1e-5)
-
-
-def normed(x: Tensor, norm: Norm) -> Tensor:
-    return F.layer_norm(x.double(), x.shape[-1:], norm.weight.double(), norm.bias.double(), norm.eps)
 
 
 @pytest.mark.parametrize('stream', [torch.float32, torch.bfloat16])
@@ -115,11 +94,6 @@ def test_gradient_of_a_convolutions_input(amx, monkeypatch) -> None:
     image = torch.zeros(2, 18, 7, 9, dtype=torch.float64, requires_grad=True)
     F.conv2d(image, kernel.double(), padding=1).backward(grad.double().permute(0, 3, 1, 2))
     assert error(tile_products.input_gradient(grad, kernel), image.grad.permute(0, 2, 3, 1)) < 5e-3
-
-
-def in_use(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ('load', 'require'):
-        monkeypatch.setattr(tile_products, name, lambda: library)
 
 
 SMALL = {
@@ -227,5 +201,7 @@ def test_what_does_not_fit_is_refused(emulated) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             tile_products.linear(x.double() if 'float64' in message else x, layer, library=emulated, **named)
+    with pytest.raises(ValueError, match='weights are torch.float32'):
+        tile_products.linear(x.float(), Layer(weight.float()), library=emulated)
     with pytest.raises(ValueError, match='weight 1'):
         tile_products.feed_forward(x, norm, Layer(weight), Layer(weight), library=emulated)
