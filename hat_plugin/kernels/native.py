@@ -119,6 +119,7 @@ def run_gather(library: ctypes.CDLL, table: Tensor, index: Tensor, threads: int 
     Raises:
         ValueError: other dtypes.
         IndexError: the table has no such row.
+        RuntimeError: memory ran out.
     """
     if table.dtype not in DTYPES or index.dtype != torch.int64 or table.device.type != 'cpu':
         raise ValueError(
@@ -129,7 +130,10 @@ def run_gather(library: ctypes.CDLL, table: Tensor, index: Tensor, threads: int 
     out = table.new_empty(heads, *index.shape)
     threads = threads or torch.get_num_threads()
     addresses = (table.data_ptr(), index.data_ptr(), out.data_ptr())
-    if library.hat_gather_bias(*addresses, rows, heads, index.numel(), half, threads):
+    failed = library.hat_gather_bias(*addresses, rows, heads, index.numel(), half, threads)
+    if failed == 1:
+        raise RuntimeError(f'no memory left for the bias of {tuple(index.shape)} pairs: give smaller tiles')
+    if failed:
         raise IndexError(
             f'a bias table of {rows} rows does not have all that the position index asks for: '
             'give weights and window_size that belong together'

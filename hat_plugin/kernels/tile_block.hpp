@@ -54,6 +54,15 @@ struct BlockRoom {
     Arena arena;
 };
 
+// Ask for a pixel of the stream and of the branch before they are needed.
+template <class X> inline void fetch_pixel(const WindowBlock &b, int64_t number) {
+    const int64_t bytes = sizeof(X) * b.queries.inputs, at = bytes * number;
+    for (int64_t byte = 0; byte < bytes; byte += 64) {
+        __builtin_prefetch(static_cast<const char *>(b.queries.x) + at + byte, 0, 2);
+        if (b.branch) __builtin_prefetch(static_cast<const char *>(b.branch) + at + byte, 0, 2);
+    }
+}
+
 // Queries and, unless they are given, keys and values of a window.
 template <class X> void make_tokens(const WindowBlock &b, const uint32_t *packed, const BlockRoom &room, int64_t n) {
     const TileProduct &a = b.queries;
@@ -71,7 +80,7 @@ template <class X> void make_tokens(const WindowBlock &b, const uint32_t *packed
 }
 
 // All heads of a window, from its tokens to the inputs of the projection.
-template <class B> void attend_heads(const WindowBlock &b, Place at, const BlockRoom &room, const Workspace<bf16> &w) {
+template <class X, class B> void attend_heads(const WindowBlock &b, Place at, const BlockRoom &room, const Workspace<bf16> &w) {
     const WindowAttention &a = b.attention;
     const int64_t channels = b.queries.inputs, stride = b.queries.outputs;
     const B *mask = mask_of<B>(a, at, w);
@@ -80,6 +89,7 @@ template <class B> void attend_heads(const WindowBlock &b, Place at, const Block
         for (int64_t i = 0; i < w.n; ++i) {
             w.q_row[i] = tokens + i * stride;
             w.out_row[i] = reinterpret_cast<bf16 *>(room.attended + i * depth(channels)) + at.head * a.width;
+            if (at.head + 1 == a.heads && i < PIXELS) fetch_pixel<X>(b, room.number[i]);
         }
         if (a.k) {
             locate(a, at, a.k, a.k_stride, true, w.k_row);
@@ -95,7 +105,8 @@ template <class B> void attend_heads(const WindowBlock &b, Place at, const Block
 }
 
 // What follows attention, for a window's pixels.
-template <class X> void finish(const WindowBlock &b, const PackedWeights<4> &weights, const BlockRoom &room, int64_t n) {
+template <class X>
+void finish(const WindowBlock &b, const PackedWeights<4> &weights, const BlockRoom &room, int64_t n, const float *factor) {
     const int64_t channels = b.queries.inputs, units = depth(channels);
     const X *x = static_cast<const X *>(b.queries.x), *branch = static_cast<const X *>(b.branch);
     X *out = static_cast<X *>(b.down.out);
@@ -103,16 +114,13 @@ template <class X> void finish(const WindowBlock &b, const PackedWeights<4> &wei
         const int64_t count = std::min(PIXELS, n - first), *number = room.number + first;
         multiply_pixels(b.projection, {1, {0}}, weights[1], room.attended + first * units, count, room.sums, [&](int64_t i) {
             const int64_t at = number[i] * channels;
-            Target<float, X, X> to{room.y + i * channels, x + at, nullptr, nullptr};
-            if (branch) {
-                to.scaled = branch + at;
-                to.factor = b.factor + number[i] / b.queries.image * channels;
-            }
-            return to;
+            return Target<float, X, X>{room.y + i * channels, x + at, branch ? branch + at : nullptr, factor};
         });
-        for (int64_t i = 0; i < count; ++i)
+        for (int64_t i = 0; i < count; ++i) {
             left_row(b.up, room.y + i * channels, room.row, reinterpret_cast<bf16 *>(room.left + i * units),
                      static_cast<bf16 *>(nullptr));
+            if (first + PIXELS + i < n) fetch_pixel<X>(b, number[PIXELS + i]);
+        }
         hide(b.up, weights[2], room.left, count, room.sums, room.hidden, b.down);
         multiply_pixels(b.down, {1, {0}}, weights[3], room.hidden, count, room.sums, [&](int64_t i) {
             return Target<X, float>{out + number[i] * channels, room.y + i * channels, nullptr, nullptr};
@@ -145,8 +153,8 @@ template <class X, class B> int run_window_block(const WindowBlock &b) {
             each_token(a, at, false,
                        [&](int64_t y, int64_t x, bool) { *number++ = (at.image * a.height_q + y) * a.width_q + x; });
             make_tokens<X>(b, weights[0], room, w.n);
-            attend_heads<B>(b, at, room, w);
-            finish<X>(b, weights, room, w.n);
+            attend_heads<X, B>(b, at, room, w);
+            finish<X>(b, weights, room, w.n, b.factor ? b.factor + at.image * b.queries.inputs : nullptr);
         }
     }
     return failed;

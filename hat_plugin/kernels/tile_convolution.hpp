@@ -59,10 +59,10 @@ struct ConvolutionRoom {
     Arena arena;
 };
 
-// One rectangle: its inputs, and what comes of them.
+// One rectangle: its inputs, and what comes of them. `sums`: null, or takes those of each output over all pixels.
 template <class X, class O>
 void convolve(const TileProduct &a, const Rectangles &all, int64_t number, const uint32_t *packed,
-              const ConvolutionRoom &room) {
+              const ConvolutionRoom &room, float *sums) {
     const int64_t units = depth(a.inputs), height = a.image / a.width, before = number / all.each * a.image;
     const int64_t top = number % all.each / all.across * all.high, start = number % all.across * all.broad;
     const int64_t high = std::min(all.high, height - top), broad = std::min(all.broad, a.width - start), stride = broad + 2;
@@ -86,6 +86,24 @@ void convolve(const TileProduct &a, const Rectangles &all, int64_t number, const
     multiply_pixels(a, reach, packed, room.left, high * stride, room.sums, [&](int64_t n) {
         return room.number[n] < 0 ? Target<O>{} : target_of<O>(a, room.number[n]);
     });
+    if (!sums) return;
+    std::memset(sums, 0, sizeof(float) * a.outputs);
+    for (int64_t n = 0; n < high * stride; ++n) {
+        const O *made = static_cast<const O *>(a.out) + room.number[n] * a.outputs;
+        for (int64_t c = 0; room.number[n] >= 0 && c < a.outputs; c += LANES) {
+            const int64_t left = a.outputs - c;
+            store(sums + c, load(sums + c, left) + load(made + c, left), left);
+        }
+    }
+}
+
+// Means over images from the sums of their rectangles, always in one order.
+inline void finish_means(const TileProduct &a, const Rectangles &all, const float *sums) {
+    std::memset(a.means, 0, sizeof(float) * (a.pixels / a.image) * a.outputs);
+    for (int64_t number = 0; number < all.count; ++number) {
+        float *means = a.means + number / all.each * a.outputs;
+        for (int64_t c = 0; c < a.outputs; ++c) means[c] += sums[number * a.outputs + c] / a.image;
+    }
 }
 
 template <class X, class O> int run_tile_convolution(const TileProduct &a) {
@@ -93,6 +111,12 @@ template <class X, class O> int run_tile_convolution(const TileProduct &a) {
     const PackedWeights<1> weights(products);
     if (!weights.ready) return 1;
     const Rectangles all(a);
+    Arena memory;
+    float *sums;
+    for (int pass = 0; pass < 2; ++pass) {
+        memory.take(sums, a.means ? all.count * a.outputs : 0);
+        if (!pass && !memory.allocate()) return 1;
+    }
     int failed = 0;
 #pragma omp parallel num_threads(static_cast<int>(a.threads)) reduction(| : failed)
     {
@@ -104,8 +128,10 @@ template <class X, class O> int run_tile_convolution(const TileProduct &a) {
         for (int64_t n = 0; n < weights.tiles; ++n) weights.pack(n);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t number = 0; number < all.count; ++number)
-            if (room.ready) convolve<X, O>(a, all, number, weights[0], room);
+            if (room.ready)
+                convolve<X, O>(a, all, number, weights[0], room, a.means ? sums + number * a.outputs : nullptr);
     }
+    if (a.means && !failed) finish_means(a, all, sums);
     return failed;
 }
 

@@ -21,6 +21,7 @@ struct TileProduct {
     const float *factor;                   // (images, outputs)
     void *out;                             // (pixels, outputs), fp32 or, if half_out, bf16
     void *normed;                          // takes x normalised, (pixels, inputs), bf16; or null
+    float *means;                          // of a convolution's results, (images, outputs); or null
     int64_t pixels, image, width, inputs, outputs, taps;  // image: pixels of one; width: of an image; taps: 1 or 9
     int64_t gelu, half_x, half_out, threads;
     double eps;
@@ -91,32 +92,47 @@ template <int COUNT> class PackedWeights {
     const uint32_t *operator[](int product) const { return packed[product]; }
 };
 
-// One pixel as bf16, normalised if asked for; `room`: fp32, whole vectors.
-template <class X> void left_row(const TileProduct &a, const X *from, float *room, bf16 *to, bf16 *normed) {
-    if (!a.norm_weight) {
-        for (int64_t c = 0; c < a.inputs; c += LANES) store(to + c, load(from + c, a.inputs - c), a.inputs - c);
-        return;
+// One pixel, normalised, as bf16. A row of up to VECTORS vectors stays in registers; `room`: for longer ones, in fp32.
+template <int VECTORS, class X>
+void normed_row(const TileProduct &a, const X *from, float *room, bf16 *to, bf16 *normed) {
+    if constexpr (VECTORS > 1)
+        if (a.inputs <= (VECTORS - 1) * LANES) return normed_row<VECTORS - 1>(a, from, room, to, normed);
+    Floats value[VECTORS], sums[4] = {}, squares[4] = {};  // four, as one would wait for itself
+    const auto left = [&](int v) { return v + 1 < VECTORS ? LANES : a.inputs - (VECTORS - 1) * LANES; };
+#pragma GCC unroll 16
+    for (int v = 0; v < VECTORS; ++v) sums[v % 4] += value[v] = load(from + v * LANES, left(v));
+    for (int64_t c = VECTORS * LANES; c < a.inputs; c += LANES) {
+        const Floats more = load(from + c, a.inputs - c);
+        write(room + c, more);
+        sums[0] += more;
     }
-    Floats sums = {};
-    for (int64_t c = 0; c < a.inputs; c += LANES) {
-        const Floats value = load(from + c, a.inputs - c);
-        write(room + c, value);
-        sums += value;
+    const float mean = total((sums[0] + sums[1]) + (sums[2] + sums[3])) / a.inputs;
+#pragma GCC unroll 16
+    for (int v = 0; v < VECTORS; ++v) {
+        value[v] = first_lanes(value[v] - mean, left(v), 0.0f);
+        squares[v % 4] += value[v] * value[v];
     }
-    const float mean = total(sums) / a.inputs;
-    Floats squares = {};
-    for (int64_t c = 0; c < a.inputs; c += LANES) {
+    for (int64_t c = VECTORS * LANES; c < a.inputs; c += LANES) {
         const Floats apart = first_lanes(read<Floats>(room + c) - mean, a.inputs - c, 0.0f);
         write(room + c, apart);
-        squares += apart * apart;
+        squares[0] += apart * apart;
     }
-    const float factor = 1.0f / std::sqrt(total(squares) / a.inputs + static_cast<float>(a.eps));
-    for (int64_t c = 0; c < a.inputs; c += LANES) {
-        const int64_t left = a.inputs - c;
-        const Floats value = read<Floats>(room + c) * factor * load(a.norm_weight + c, left) + load(a.norm_bias + c, left);
-        store(to + c, value, left);
-        if (normed) store(normed + c, value, left);
-    }
+    const float square = total((squares[0] + squares[1]) + (squares[2] + squares[3]));
+    const float factor = 1.0f / std::sqrt(square / a.inputs + static_cast<float>(a.eps));
+    const auto finish = [&](int64_t c, Floats apart, int64_t count) {
+        const Floats result = apart * factor * load(a.norm_weight + c, count) + load(a.norm_bias + c, count);
+        store(to + c, result, count);
+        if (normed) store(normed + c, result, count);
+    };
+#pragma GCC unroll 16
+    for (int v = 0; v < VECTORS; ++v) finish(v * LANES, value[v], left(v));
+    for (int64_t c = VECTORS * LANES; c < a.inputs; c += LANES) finish(c, read<Floats>(room + c), a.inputs - c);
+}
+
+// One pixel as bf16, normalised if asked for; `room`: fp32, whole vectors; `normed`: takes it, too, or null.
+template <class X> void left_row(const TileProduct &a, const X *from, float *room, bf16 *to, bf16 *normed) {
+    if (a.norm_weight) return normed_row<12>(a, from, room, to, normed);
+    for (int64_t c = 0; c < a.inputs; c += LANES) store(to + c, load(from + c, a.inputs - c), a.inputs - c);
 }
 
 // At which pixels a product takes its inputs, counted from its own.
@@ -185,7 +201,8 @@ template <class O> Target<O> target_of(const TileProduct &a, int64_t number) {
     return to;
 }
 
-// All outputs of `count` pixels whose inputs are in `left`; target(n): the `Target` of the n-th. `sums`: (32, 32).
+// All outputs of `count` pixels whose inputs are in `left`; target(n): the `Target` of the n-th. `sums`: (32, 32). (Sums
+// of the next pixels while these are finished were no faster: matrix units take one of two ports for vectors.)
 template <class To>
 void multiply_pixels(const TileProduct &a, const Reach &reach, const uint32_t *packed, const uint32_t *left, int64_t count,
                      float *sums, const To &target) {

@@ -89,6 +89,7 @@ def convolution(
     norm: Norm | None = None,
     add: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    means: Tensor | None = None,
     library: ctypes.CDLL | None = None,
 ) -> Tensor:
     """A 3x3 convolution of norm(x), zeros around that, which keeps the size; a GELU if the layer has one, and + add.
@@ -99,6 +100,7 @@ def convolution(
         norm: comes first, pixel by pixel.
         add: is added at the end, (B, H, W, outputs), in fp32 or bf16.
         dtype: of the result, fp32 or bf16, and without need where there is `add`, whose type it then takes.
+        means: takes those of the result over each image, (B, outputs), fp32, contiguous.
 
     Returns:
         (B, H, W, outputs), contiguous, in the type of `add`, else as asked for, else bf16.
@@ -118,6 +120,12 @@ def convolution(
     call.inputs, call.taps = x.shape[3], 9
     call.image, call.width = x.shape[1] * x.shape[2], x.shape[2]
     call.out, call.half_out, call.add = out.data_ptr(), out.dtype == torch.bfloat16, address(add, kept)
+    if means is not None:
+        if (means.shape, means.dtype) != ((x.shape[0], outputs), torch.float32) or not means.is_contiguous():
+            raise ValueError(
+                f'means {tuple(means.shape)}, {means.dtype}: give {(x.shape[0], outputs)}, fp32, contiguous'
+            )
+        call.means = means.data_ptr()
     _run(library, call, None)
     return out
 

@@ -78,15 +78,42 @@ int &way() {
     return chosen;
 }
 
-// A head's biases, (heads, count), from a table (rows, heads) and the row of each pair of tokens. 2: there is no such row.
+// Whether LANES rows follow each other downwards, as those of the keys in a row of a window do.
+inline bool falls(const int64_t *index) {
+    const uint64_t first = static_cast<uint64_t>(index[0]);
+    uint64_t apart = 0;
+    for (uint64_t i = 0; i < LANES; ++i) apart |= static_cast<uint64_t>(index[i]) + i - first;
+    return !apart;
+}
+
+// A head's biases, (heads, count), from a table (rows, heads) and the row of each pair of tokens. 1: no memory; 2: there
+// is no such row.
 template <class T>
 int gather(const T *table, const int64_t *index, T *out, int64_t rows, int64_t heads, int64_t count, int64_t threads) {
+    Arena memory;
+    T *turned;  // (heads, rows), the last row first: what falls is then copied
+    for (int pass = 0; pass < 2; ++pass) {
+        memory.take(turned, heads * rows);
+        if (!pass && !memory.allocate()) return 1;
+    }
+    for (int64_t row = 0; row < rows; ++row)
+        for (int64_t head = 0; head < heads; ++head) turned[head * rows + rows - 1 - row] = table[row * heads + head];
     int failed = 0;
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static) reduction(| : failed)
-    for (int64_t i = 0; i < count; ++i) {
-        const bool there = index[i] >= 0 && index[i] < rows;
+    for (int64_t first = 0; first < count; first += LANES) {
+        const int64_t end = std::min<int64_t>(first + LANES, count);
+        const bool copied = end - first == LANES && falls(index + first);
+        bool there = true;
+        for (int64_t i = first; i < end; i += copied ? LANES - 1 : 1) there &= index[i] >= 0 && index[i] < rows;
         failed |= there ? 0 : 2;
-        for (int64_t head = 0; there && head < heads; ++head) out[head * count + i] = table[index[i] * heads + head];
+        if (!there) continue;
+        for (int64_t head = 0; head < heads; ++head) {
+            const T *from = turned + head * rows + rows - 1;
+            if (copied)
+                std::memcpy(out + head * count + first, from - index[first], LANES * sizeof(T));
+            else
+                for (int64_t i = first; i < end; ++i) out[head * count + i] = *(from - index[i]);
+        }
     }
     return failed;
 }

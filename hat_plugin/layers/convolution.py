@@ -138,6 +138,7 @@ class Conv2d(nn.Conv2d):
         gelu: bool = False,
         add: Tensor | None = None,
         dtype: torch.dtype | None = None,
+        means: Tensor | None = None,
     ) -> Tensor:
         """The convolution of norm(image) without gradients, by one kernel; then a GELU, then + add.
 
@@ -147,6 +148,7 @@ class Conv2d(nn.Conv2d):
             gelu: whether it follows.
             add: (B, H, W, C').
             dtype: of the result, to be given with a norm alone; None: that of `add`, else of the weights.
+            means: takes those of the result over each image, (B, C'), fp32, where `takes_image` takes a norm.
 
         Returns:
             (B, H, W, C').
@@ -155,8 +157,8 @@ class Conv2d(nn.Conv2d):
         kernels = _kernels_for(image, self.weight, self.bias)
         assert kernels is not None, 'takes_image says so'
         if kernels is tile_products:
-            return tile_products.convolution(image, layer, norm=norm, add=add, dtype=dtype)
-        assert norm is None and dtype is None, 'AMX alone has them'
+            return tile_products.convolution(image, layer, norm=norm, add=add, dtype=dtype, means=means)
+        assert norm is None and dtype is None and means is None, 'AMX alone has them'
         result: Tensor = kernels.convolution(image, layer, add=add)
         return result
 

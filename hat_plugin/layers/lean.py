@@ -56,7 +56,14 @@ def through(x: Tensor, step: nn.Module, *layers: nn.Module) -> tuple[Tensor, ...
 
 def is_plain(module: nn.Module) -> bool:
     """Whether it is a step or a layer that `through` knows, and nobody waits for its call by a hook."""
-    return _Made.of(module) is not None or _Reader.of(module) is not None
+    kind = type(module)
+    if kind in _CONVOLUTIONS:
+        known = Geometry.of(module) is not None  # type: ignore[arg-type]
+    elif kind is nn.GELU:
+        known = module.approximate == 'none'
+    else:
+        known = kind in _LINEAR or kind is nn.LayerNorm or kind is nn.Identity
+    return known and not _is_hooked(module)
 
 
 def _as_they_are(x: Tensor, step: nn.Module, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
@@ -91,11 +98,9 @@ class _Made(NamedTuple):
     @classmethod
     def of(cls, step: nn.Module) -> _Made | None:
         """None where it is not known to give the same again, or somebody waits for its call by a hook."""
-        if type(step) is nn.LayerNorm and not _is_hooked(step):
+        if type(step) is nn.LayerNorm and is_plain(step):
             return cls(_LayerNorm(step.eps), (step.weight, step.bias))
-        if type(step) is nn.GELU and step.approximate == 'none' and not _is_hooked(step):
-            return cls(F.gelu, ())
-        return None
+        return cls(F.gelu, ()) if type(step) is nn.GELU and is_plain(step) else None
 
 
 @dataclass(frozen=True)
@@ -118,14 +123,13 @@ class _Reader(NamedTuple):
     @classmethod
     def of(cls, layer: nn.Module) -> _Reader | None:
         """None where a layer is of no such kind, or is hooked."""
-        if _is_hooked(layer):
+        if not is_plain(layer):
             return None
         if type(layer) is nn.Identity:
             return cls()
-        if type(layer) in _LINEAR:
-            return cls(layer.weight, layer.bias)  # type: ignore[arg-type]
-        geometry = Geometry.of(layer) if type(layer) in _CONVOLUTIONS else None  # type: ignore[arg-type]
-        return None if geometry is None else cls(layer.weight, layer.bias, geometry)  # type: ignore[arg-type]
+        if isinstance(layer, nn.Linear):
+            return cls(layer.weight, layer.bias)
+        return cls(layer.weight, layer.bias, Geometry.of(layer)) if isinstance(layer, nn.Conv2d) else None
 
 
 class _Recipe(NamedTuple):

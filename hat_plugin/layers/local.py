@@ -42,13 +42,19 @@ class ChannelAttention(nn.Module):
         """(B, C, H, W) to the same shape."""
         return x * self.attention(x)
 
-    def weights(self, x: Tensor) -> Tensor:
-        """What each channel of (B, H, W, C) is weighed by, (B, 1, 1, C), in the type of the weights."""
+    def weights(self, x: Tensor, means: Tensor | None = None) -> Tensor:
+        """What each channel of (B, H, W, C) is weighed by, (B, 1, 1, C), in the type of the weights.
+
+        Args:
+            x: the features.
+            means: theirs, (B, C), if they are known.
+        """
         pool, down, _, up, _ = self.attention
         if type(pool) is not nn.AdaptiveAvgPool2d or not isinstance(down, nn.Conv2d) or not isinstance(up, nn.Conv2d):
             seen: Tensor = self.attention(like_weights(x, down).permute(0, 3, 1, 2))
             return seen.permute(0, 2, 3, 1)
-        means = x.mean((1, 2)) if x.is_cuda else x.mean(1).mean(1)  # a CPU takes a fifth of the time, in bf16
+        if means is None:
+            means = x.mean((1, 2)) if x.is_cuda else x.mean(1).mean(1)  # a CPU takes a fifth of the time, in bf16
         means = like_weights(means, down)
         y = F.linear(means, down.weight.flatten(1), down.bias)  # less to launch than convolutions of a pixel
         return F.linear(F.relu(y), up.weight.flatten(1), up.bias).sigmoid()[:, None, None]
@@ -107,7 +113,7 @@ class CAB(nn.Module):
         assert isinstance(weigh, ChannelAttention)
         whole = self._by_kernels(x, prepare)
         if whole is not None:
-            return whole, weigh.weights(whole)
+            return whole[0], weigh.weights(*whole)
 
         def source(top: int, bottom: int) -> Tensor:
             strip = x[:, top:bottom]
@@ -125,8 +131,8 @@ class CAB(nn.Module):
         assert branch is not None
         return branch, weigh.weights(branch)
 
-    def _by_kernels(self, x: Tensor, prepare: nn.Module | None) -> Tensor | None:
-        """The features of `in_strips` where kernels go over the whole image in little memory, else None."""
+    def _by_kernels(self, x: Tensor, prepare: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
+        """The features of `in_strips`, and perhaps their means, where kernels go over the whole image; else None."""
         first, second, norm = self.cab[0], self.cab[2], None
         if not isinstance(first, Conv2d) or not isinstance(second, Conv2d):
             return None
@@ -137,7 +143,10 @@ class CAB(nn.Module):
         if not first.takes_image(x, norm is not None):
             return None
         few = first.over_image(x, norm=norm, gelu=True)
-        return second.over_image(few, dtype=None if norm is None else x.dtype)
+        if norm is None:
+            return second.over_image(few), None
+        means = x.new_empty(x.shape[0], second.out_channels, dtype=torch.float32)
+        return second.over_image(few, dtype=x.dtype, means=means), means
 
 
 NORMS = ('none', 'instance', 'batch')

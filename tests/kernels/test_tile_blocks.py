@@ -174,7 +174,7 @@ def test_a_network_of_blocks(amx, monkeypatch, precision: str, size: tuple[int, 
 def test_what_does_not_fit_is_refused(emulated) -> None:
     """Beyond is raw memory."""
     x, layers, geometry = random(2, 16, 8, 16, seed=0), block(16, 32), Geometry(0.25, 2, 8, 8, 0)
-    bias, wide = random(2, 64, 64, seed=1), Geometry(0.25, 2, 8, 12, 0)
+    bias, wide, wide_weight = random(2, 64, 64, seed=1), Geometry(0.25, 2, 8, 12, 0), torch.zeros(16, 16)
     for message, changed in (
         (r'an image \(0, 0, 0\)', {'x': x[0]}),
         ('does not fall into windows', {'x': x[:, :15]}),
@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_refused(emulated) -> None:
         (r'out is \(2, 16, 8, 16\), torch.float32', {'out': x.float()}),
         ('out is x', {'out': x}),
         ('not contiguous', {'out': x.transpose(1, 2).contiguous().transpose(1, 2)}),
-        ('weights are torch.float32', {'x': x.float(), 'layers': layers._replace(projection=Layer(torch.zeros(16, 16)))}),
+        ('weights are torch.float32', {'x': x.float(), 'layers': layers._replace(projection=Layer(wide_weight))}),
     ):  # fmt: skip
         call = {'x': x, 'layers': layers, 'bias': bias, 'geometry': geometry} | changed
         with pytest.raises(ValueError, match=message):

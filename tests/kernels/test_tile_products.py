@@ -20,7 +20,7 @@ from hat_plugin.layers.precision import prepare_for_inference
 
 
 @pytest.mark.parametrize('stream', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(('inputs', 'outputs'), [(180, 540), (32, 32), (7, 50), (64, 17), (33, 16)])
+@pytest.mark.parametrize(('inputs', 'outputs'), [(180, 540), (32, 32), (7, 50), (64, 17), (225, 16)])
 def test_linear(amx, inputs: int, outputs: int, stream: torch.dtype) -> None:
     """Normalised; and with what is added: an image, and one that has a factor for each channel."""
     x = (random(2, 9, 11, inputs, seed=0) * 3 + 1).to(stream)
@@ -61,7 +61,7 @@ def test_feed_forward(amx, channels: int, hidden: int, stream: torch.dtype) -> N
 @pytest.mark.parametrize('stream', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ('inputs', 'outputs', 'size'),
-    [(180, 60, (16, 64)), (16, 33, (1, 1)), (31, 16, (9, 63)), (64, 180, (2, 130)), (32, 32, (20, 5))],
+    [(180, 60, (16, 64)), (16, 33, (1, 1)), (31, 16, (9, 63)), (64, 180, (2, 130)), (200, 32, (20, 5))],
 )
 def test_convolution(amx, inputs: int, outputs: int, size: tuple[int, int], stream: torch.dtype) -> None:
     """Of what was normalised, with zeros around that; with a GELU, or an image that is added; in either type."""
@@ -81,8 +81,10 @@ def test_convolution(amx, inputs: int, outputs: int, size: tuple[int, int], stre
     found = tile_products.convolution(half, Layer(kernel), add=add, library=amx)
     assert found.dtype == stream
     assert error(found, expected(half, None) + add.double()) < (2e-6 if stream == torch.float32 else 5e-3)
-    found = tile_products.convolution(half, Layer(kernel.contiguous(), bias), dtype=stream, library=amx)
+    means = torch.empty(2, outputs)
+    found = tile_products.convolution(half, Layer(kernel.contiguous(), bias), dtype=stream, means=means, library=amx)
     assert found.dtype == stream
+    torch.testing.assert_close(means, found.double().mean((1, 2)).float(), rtol=1e-5, atol=1e-5)
     assert error(found, expected(half, bias)) < (2e-6 if stream == torch.float32 else 5e-3)
     turned = tile_products.convolution(half.transpose(1, 2), Layer(kernel.transpose(2, 3), bias), library=amx)
     assert error(turned.transpose(1, 2), expected(half, bias)) < 5e-3
@@ -201,6 +203,9 @@ def test_what_does_not_fit_is_refused(emulated) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             tile_products.linear(x.double() if 'float64' in message else x, layer, library=emulated, **named)
+    with pytest.raises(ValueError, match=r'means \(2, 5\)'):
+        kernel = random(6, 8, 3, 3, seed=1)
+        tile_products.convolution(x, Layer(kernel), means=torch.empty(2, 5), library=emulated)
     with pytest.raises(ValueError, match='weights are torch.float32'):
         tile_products.linear(x.float(), Layer(weight.float()), library=emulated)
     with pytest.raises(ValueError, match='weight 1'):
