@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hat_plugin.kernels import products, tile_products
+from hat_plugin.kernels import products, tile_blocks, tile_products
 from hat_plugin.kernels.feed_forward import feed_forward_gradient, plain_feed_forward
 from hat_plugin.kernels.geometry import Geometry
 from hat_plugin.kernels.library import BF16_WAYS, open_library
 from hat_plugin.kernels.native import run_image, run_image_gradient, run_windows
 from hat_plugin.kernels.operands import Layer, Norm
+from hat_plugin.kernels.tile_blocks import BlockLayers
 from hat_plugin.kernels.window_attention import plain_image_attention
 
 _AMX = 2  # of BF16_WAYS
@@ -121,6 +122,24 @@ def largest_tile_error(library: ctypes.CDLL, inputs: int, outputs: int) -> float
     return max(_error(one, two) for one, two in pairs)
 
 
+def largest_block_error(library: ctypes.CDLL, channels: int, window: int) -> float:
+    """The same for a block of windows in bf16 by AMX, of two heads."""
+    random = torch.Generator().manual_seed(0)
+    square, pixels = (channels, channels), window**2
+    shapes = ((1, 2 * window, window, channels), (3 * channels, channels), square, square, square, (2, pixels, pixels))
+    x, *weights, bias = (torch.randn(shape, generator=random).bfloat16() for shape in shapes)
+    weights = [weight / channels**0.5 for weight in weights]
+    norm, geometry = Norm(torch.ones(channels), torch.zeros(channels), 1e-5), Geometry(0.25, 2, window, window, 0)
+    queries, projection, up, down = map(Layer, weights)
+    found = tile_blocks.window_block(
+        x, BlockLayers(norm, queries, projection, norm, up, down), bias, geometry, library=library
+    )
+    qkv, after, before_gelu, last = (weight.double() for weight in weights)
+    tokens = F.linear(F.layer_norm(x.double(), (channels,)), qkv)
+    y = x.double() + F.linear(plain_image_attention(tokens, bias.double(), None, geometry), after)
+    return _error(found, y + F.linear(F.gelu(F.linear(F.layer_norm(y, (channels,)), before_gelu)), last))
+
+
 def faults(library_file: Path) -> Iterator[str]:
     """What it computes wrongly, and by how much; nothing if all is well. Every way of multiplying bf16 is tried."""
     library = open_library(library_file)
@@ -137,6 +156,9 @@ def faults(library_file: Path) -> Iterator[str]:
         error = largest_tile_error(library, inputs, outputs)
         if not error < 3e-2:
             yield f'products by AMX, {inputs} to {outputs} channels: error {error}, bound 3e-2'
+        error = largest_block_error(library, outputs + outputs % 2, 4)
+        if not error < 3e-2:
+            yield f'a block by AMX, {outputs + outputs % 2} channels: error {error}, bound 3e-2'
     library.hat_bf16_way(own_way)
     cases = [(torch.float32, own_way, 1e-5)]
     cases += [(torch.bfloat16, way, 3e-2) for way in BF16_WAYS if library.hat_bf16_way(way) == way]
