@@ -42,7 +42,7 @@ from hat_plugin.layers.strips import (
     use_strips,
     write_windows,
 )
-from hat_plugin.layers.whole_block import block_layers
+from hat_plugin.layers.whole_block import block_layers, whole_block
 from hat_plugin.layers.windows import (
     overlapping_windows,
     shifted_regions,
@@ -98,18 +98,10 @@ class HAB(nn.Module):
 
     def _by_one_kernel(self, x: Tensor, tables: WindowTables, layers: BlockLayers) -> Tensor:
         """`forward` in inference: the convolution branch first, then one window after the other."""
-        side = self.attn.window_size
         branch, weights = self.conv_block.in_strips(x, self.norm1)
         branch = branch.to(x.dtype).contiguous()
-        return window_block(
-            x,
-            layers,
-            gather_bias(self.attn.relative_position_bias_table, tables.self_index),
-            Geometry(self.attn.scale, self.attn.num_heads, side, side, self.shift_size),
-            masks=tables.masks,
-            branch=(branch, weights * self.conv_scale),
-            out=branch,
-        )
+        added = branch, weights * self.conv_scale
+        return whole_block(x, layers, self.attn, tables, self.shift_size, added, out=branch)
 
     def _whole(self, x: Tensor, tables: WindowTables) -> Tensor:
         """`forward` in inference, all windows at once."""

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hat_plugin.layers.config import BlockConfig, WindowTables
 from hat_plugin.layers.feed_forward import GatedFeedForward, Mlp, add_feed_forward
-from hat_plugin.layers.fusion import FUSIONS, both, fusion
+from hat_plugin.layers.fusion import FUSIONS, AddFusion, both, fusion
 from hat_plugin.layers.hybrid import OCAB
 from hat_plugin.layers.lean import through
 from hat_plugin.layers.linear import Linear
@@ -19,7 +19,8 @@ from hat_plugin.layers.local import LocalEnhancement
 from hat_plugin.layers.resample import downsampling, upsampling
 from hat_plugin.layers.residual import DropPath
 from hat_plugin.layers.self_attention import WindowAttention
-from hat_plugin.layers.strips import flat_steps, like_weights
+from hat_plugin.layers.strips import flat_steps, like_weights, use_strips
+from hat_plugin.layers.whole_block import block_layers, whole_block
 
 ARRANGEMENTS = ('parallel', 'sequential')
 FEED_FORWARDS = ('mlp', 'gated')
@@ -119,6 +120,12 @@ class HybridBlock(nn.Module):
 
     def forward(self, x: Tensor, tables: WindowTables) -> Tensor:
         """(B, H, W, C) to the same shape; H and W are multiples of the window."""
+        added = self.local is None or (self.parallel and isinstance(self.fusion, AddFusion))
+        if added and use_strips(x, self):
+            norms, attn = (self.norm1, self.norm2), self.attn
+            layers = block_layers(x, norms, attn.qkv, attn.proj, self.mlp, attn.window_size)
+            if layers is not None:
+                return whole_block(x, layers, attn, tables, self.shift_size, self._branch(x))
         if self.local is not None and self.parallel:
             qkv, narrow, y = through(x, self.norm1, self.attn.qkv, self.local.conv, _ITSELF)
         else:
@@ -128,6 +135,13 @@ class HybridBlock(nn.Module):
             mixed = self.fusion(mixed, self.local.widen(narrow, y)) if self.parallel else self.local(mixed)
         x = x + self.drop_path(mixed)
         return add_feed_forward(x, self.norm2, self.mlp, self.drop_path)
+
+    def _branch(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What local enhancement adds to attention's result, and the factor of each channel."""
+        if self.local is None:
+            return None
+        features = self.local(like_weights(self.norm1(x), self.local.conv))
+        return features.to(x.dtype), x.new_ones(x.shape[-1])
 
 
 class HybridLevel(nn.Module):

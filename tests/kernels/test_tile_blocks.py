@@ -13,13 +13,15 @@ from tiles import in_use, normalisation, normed, random
 from torch import Tensor
 
 from hat_plugin.archs.hat_arch import HAT
+from hat_plugin.archs.hat_unet_arch import HATUNet
 from hat_plugin.engine.memory import is_out_of_memory
 from hat_plugin.kernels import tile_blocks
 from hat_plugin.kernels.geometry import Geometry
 from hat_plugin.kernels.operands import Layer
+from hat_plugin.kernels.products import products_by
 from hat_plugin.kernels.tile_blocks import BlockLayers, window_block
 from hat_plugin.kernels.window_attention import plain_image_attention
-from hat_plugin.layers import hybrid
+from hat_plugin.layers import hybrid, whole_block
 from hat_plugin.layers.attention import attention_backend
 from hat_plugin.layers.precision import prepare_for_inference
 from hat_plugin.layers.windows import shift_masks
@@ -133,6 +135,16 @@ def test_it_is_taken_where_threads_share_windows_evenly(emulated, monkeypatch, t
     assert not tile_blocks.takes(random(1, 8, 24, 16, seed=0), layers._replace(up=Layer(torch.zeros(32, 16))), 8)
 
 
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[Geometry]:
+    """Of each block that the kernel computes from now on, how the image falls into windows."""
+    calls: list[Geometry] = []
+    for module in (hybrid, whole_block):
+        monkeypatch.setattr(
+            module, 'window_block', lambda *call, **named: (calls.append(call[3]), window_block(*call, **named))[1]
+        )
+    return calls
+
+
 NETWORK = {
     'embed_dim': 32, 'depths': [2], 'num_heads': [2], 'window_size': 8, 'compress_ratio': 2, 'squeeze_factor': 4,
     'conv_scale': 1.0, 'mlp_ratio': 2.0, 'upscale': 2, 'upsampler': 'pixelshuffledirect',
@@ -151,10 +163,7 @@ def test_a_network_of_blocks(amx, monkeypatch, precision: str, size: tuple[int, 
         exact = net(x)
         prepare_for_inference(net, precision)
         in_use(amx, monkeypatch)
-        calls: list[Geometry] = []
-        monkeypatch.setattr(
-            hybrid, 'window_block', lambda *call, **named: (calls.append(call[3]), window_block(*call, **named))[1]
-        )
+        calls = noted(monkeypatch)
         found = net(x)
         strips = sum(geometry.overlap_size > geometry.window_size for geometry in calls)
         assert [geometry.shift_size for geometry in calls[:2]] == [0, 4] and len(calls) == 2 + strips
@@ -168,6 +177,31 @@ def test_a_network_of_blocks(amx, monkeypatch, precision: str, size: tuple[int, 
                 module.register_forward_hook(lambda *_: seen.append('GELU'))
         net(x)
     assert not calls
+    assert error(found, exact) < 1.2 * error(other, exact) + 1e-3
+
+
+@pytest.mark.parametrize('precision', ['mixed', 'bf16'])
+@pytest.mark.parametrize(
+    ('options', 'blocks'),
+    [({}, 8), ({'local_enhancement': False}, 8), ({'overlap_ratio': 0.5}, 13), ({'fusion': 'gate'}, 0)],
+    ids=['added', 'attention alone', 'with overlap', 'gated'],
+)
+def test_a_u_net_of_blocks(amx, monkeypatch, options: dict, blocks: int, precision: str) -> None:
+    """Where what local enhancement makes is added, or there is none."""
+    torch.manual_seed(0)
+    sizes = {'embed_dim': 16, 'depths': (1, 2, 1), 'num_heads': (1, 2, 4), 'refinement_depth': 1, 'window_size': 4}
+    net, x = HATUNet(**sizes, **options).eval(), torch.rand(1, 3, 32, 48)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        exact = net(x)
+        prepare_for_inference(net, precision)
+        with products_by('torch'):
+            other = net(x)
+        in_use(amx, monkeypatch)
+        calls = noted(monkeypatch)
+        found = net(x)
+    assert len(calls) == blocks
     assert error(found, exact) < 1.2 * error(other, exact) + 1e-3
 
 
