@@ -13,6 +13,7 @@ from hat_plugin.kernels.fused_products import kernels_for
 from hat_plugin.kernels.operands import Layer, Norm
 
 _FEWEST = 16  # channels; with fewer torch's was faster
+_FEWEST_BY_AMX = 4
 
 
 class Geometry(NamedTuple):
@@ -30,22 +31,21 @@ class Geometry(NamedTuple):
             return None
         return cls(layer.stride, layer.padding, layer.dilation, layer.groups)
 
-    def is_ours(self, weight: Tensor) -> bool:
-        """Whether it is a convolution that the kernels are for, and were measured ahead with."""
+    def is_ours(self, weight: Tensor, fewest: int = _FEWEST) -> bool:
+        """Whether it is a convolution that the kernels are for, and were measured ahead with: of so many channels."""
         plain = (weight.shape[2:], *self) == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
-        return plain and min(weight.shape[:2]) >= _FEWEST
+        return plain and min(weight.shape[:2]) >= fewest
 
 
 def convolve(image: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """A convolution without gradients: (B, H, W, C) to (B, H', W', C')."""
-    if geometry.is_ours(weight):
-        layer = Layer(weight, bias)
-        if products.takes(image, weight, bias):
-            return products.product(image, layer)
-        kernels = _kernels_for(image, weight, bias)
-        if kernels is not None:
-            result: Tensor = kernels.convolution(image, layer)
-            return result
+    layer = Layer(weight, bias)
+    if geometry.is_ours(weight) and products.takes(image, weight, bias):
+        return products.product(image, layer)
+    kernels = _kernels_for(image, weight, bias, geometry)
+    if kernels is not None:
+        result: Tensor = kernels.convolution(image, layer)
+        return result
     return F.conv2d(image.permute(0, 3, 1, 2), weight, bias, *geometry).permute(0, 2, 3, 1)
 
 
@@ -83,11 +83,13 @@ def convolution_gradients(
     return of_image, of_weight, of_bias
 
 
-def _kernels_for(image: Tensor, weight: Tensor, bias: Tensor | None) -> Any | None:
-    """What of `fused_products` is to compute a convolution that `Geometry.is_ours`; None: torch."""
+def _kernels_for(image: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None) -> Any | None:
+    """What of `fused_products` is to compute a convolution; None: torch, or `products`."""
+    if geometry is None or not geometry.is_ours(weight, _FEWEST_BY_AMX):
+        return None
     kernels = kernels_for(image, weight, bias)
     half = image.dtype == weight.dtype != torch.float32  # on a GPU: cuDNN has TF32
-    return kernels if half or kernels is tile_products else None
+    return kernels if kernels is tile_products or (half and geometry.is_ours(weight)) else None
 
 
 class _Convolution(torch.autograd.Function):
@@ -115,15 +117,14 @@ class Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H', W')."""
         geometry = Geometry.of(self)
-        channels_last = input.ndim == 4 and input.stride(1) == 1
-        if not channels_last or geometry is None or not geometry.is_ours(self.weight):
+        if geometry is None or input.ndim != 4 or input.stride(1) != 1:  # not channels last
             return super().forward(input)
         image, weights = input.permute(0, 2, 3, 1), (self.weight, self.bias)
-        kernels = _kernels_for(image, *weights)
+        kernels = _kernels_for(image, *weights, geometry)
         if kernels is not None and image.dtype == self.weight.dtype:
             fused: Tensor = kernels.convolution(image, Layer(*weights))
             return fused.permute(0, 3, 1, 2)
-        if not products.takes(image, *weights):
+        if not (geometry.is_ours(self.weight) and products.takes(image, *weights)):
             return super().forward(input)
         if not torch.is_grad_enabled():
             return convolve(image, *weights, geometry).permute(0, 3, 1, 2)
@@ -154,7 +155,7 @@ class Conv2d(nn.Conv2d):
             (B, H, W, C').
         """
         layer = Layer(self.weight, self.bias, gelu)
-        kernels = _kernels_for(image, self.weight, self.bias)
+        kernels = _kernels_for(image, self.weight, self.bias, Geometry.of(self))
         assert kernels is not None, 'takes_image says so'
         if kernels is tile_products:
             return tile_products.convolution(image, layer, norm=norm, add=add, dtype=dtype, means=means)
@@ -164,8 +165,5 @@ class Conv2d(nn.Conv2d):
 
     def takes_image(self, image: Tensor, norm: bool = False) -> bool:
         """Whether `over_image` is the one to take; norm: with a normalisation before it."""
-        geometry = Geometry.of(self)
-        if geometry is None or not geometry.is_ours(self.weight):
-            return False
-        kernels = _kernels_for(image, self.weight, self.bias)
+        kernels = _kernels_for(image, self.weight, self.bias, Geometry.of(self))
         return kernels is not None and (kernels is tile_products or not norm)

@@ -16,6 +16,7 @@ from hat_plugin.engine.memory import is_out_of_memory
 from hat_plugin.kernels import tile_products
 from hat_plugin.kernels.operands import Layer
 from hat_plugin.kernels.products import products_by
+from hat_plugin.layers.convolution import Conv2d
 from hat_plugin.layers.precision import prepare_for_inference
 
 
@@ -88,6 +89,19 @@ def test_convolution(amx, inputs: int, outputs: int, size: tuple[int, int], stre
     assert error(found, expected(half, bias)) < (2e-6 if stream == torch.float32 else 5e-3)
     turned = tile_products.convolution(half.transpose(1, 2), Layer(kernel.transpose(2, 3), bias), library=amx)
     assert error(turned.transpose(1, 2), expected(half, bias)) < 5e-3
+
+
+def test_few_channels(amx, monkeypatch) -> None:
+    """Fewer than the other kernels are taken for."""
+    layer, image = Conv2d(32, 6, 3, padding=1).bfloat16(), random(1, 9, 7, 32, seed=0)
+    with torch.no_grad():
+        expected = layer(image.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        in_use(amx, monkeypatch)
+        assert layer.takes_image(image) and not Conv2d(32, 3, 3, padding=1).bfloat16().takes_image(image)
+        assert error(layer.over_image(image), expected) < 1e-2
+        assert torch.equal(layer(image.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), layer.over_image(image))
+        with products_by('torch'):
+            assert not layer.takes_image(image)
 
 
 def test_gradient_of_a_convolutions_input(amx, monkeypatch) -> None:
