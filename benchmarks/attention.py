@@ -22,7 +22,7 @@ from hat_plugin.errors import HatPluginError
 from hat_plugin.kernels.triton_launch import works
 from hat_plugin.layers.attention import attention_backend
 from hat_plugin.layers.config import BlockConfig
-from hat_plugin.layers.hybrid import OCAB
+from hat_plugin.layers.overlap import OCAB
 from hat_plugin.layers.self_attention import WindowAttention
 from hat_plugin.layers.windows import overlapping_position_index, relative_position_index, shift_masks
 

@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from hat_plugin.layers.config import BlockConfig, WindowTables
 from hat_plugin.layers.feed_forward import GatedFeedForward, Mlp, add_feed_forward
 from hat_plugin.layers.fusion import FUSIONS, AddFusion, both, fusion
-from hat_plugin.layers.hybrid import OCAB
 from hat_plugin.layers.lean import through
 from hat_plugin.layers.linear import Linear
 from hat_plugin.layers.local import LocalEnhancement
+from hat_plugin.layers.overlap import OCAB
 from hat_plugin.layers.resample import downsampling, upsampling
 from hat_plugin.layers.residual import DropPath
 from hat_plugin.layers.self_attention import WindowAttention

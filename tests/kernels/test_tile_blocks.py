@@ -21,7 +21,7 @@ from hat_plugin.kernels.operands import Layer
 from hat_plugin.kernels.products import products_by
 from hat_plugin.kernels.tile_blocks import BlockLayers, window_block
 from hat_plugin.kernels.window_attention import plain_image_attention
-from hat_plugin.layers import hybrid, whole_block
+from hat_plugin.layers import overlap, whole_block
 from hat_plugin.layers.attention import attention_backend
 from hat_plugin.layers.precision import prepare_for_inference
 from hat_plugin.layers.windows import shift_masks
@@ -138,7 +138,7 @@ def test_it_is_taken_where_threads_share_windows_evenly(emulated, monkeypatch, t
 def noted(monkeypatch: pytest.MonkeyPatch) -> list[Geometry]:
     """Of each block that the kernel computes from now on, how the image falls into windows."""
     calls: list[Geometry] = []
-    for module in (hybrid, whole_block):
+    for module in (overlap, whole_block):
         monkeypatch.setattr(
             module, 'window_block', lambda *call, **named: (calls.append(call[3]), window_block(*call, **named))[1]
         )

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from hat_plugin.layers import recompute
 from hat_plugin.layers.attention import attention, attention_backend, best_backend
 from hat_plugin.layers.config import BlockConfig, WindowTables
-from hat_plugin.layers.hybrid import OCAB
+from hat_plugin.layers.overlap import OCAB
 from hat_plugin.layers.recompute import plain_attention, recomputed_attention
 from hat_plugin.layers.self_attention import WindowAttention
 from hat_plugin.layers.windows import overlapping_position_index, relative_position_index, shift_masks

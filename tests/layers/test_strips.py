@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from hat_plugin.archs.hat_arch import HAT
 from hat_plugin.engine.memory import estimate_forward_bytes
-from hat_plugin.layers import hybrid, strips
+from hat_plugin.layers import hybrid, overlap, strips
 from hat_plugin.layers.linear import Linear, linear
 from hat_plugin.layers.local import CAB
 from hat_plugin.layers.precision import PRECISIONS, prepare_for_inference
@@ -157,7 +157,7 @@ def test_three_feature_maps_are_alive(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_estimate_by_two_strips_is_that_by_all(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     net = build(**changes)
     by_two = estimate_forward_bytes(net, (2, 3, 40, 36))
-    for module in strips, hybrid:
+    for module in strips, hybrid, overlap:
         monkeypatch.setattr(module, 'enough', lambda some: some)
     assert by_two == pytest.approx(estimate_forward_bytes(net, (2, 3, 40, 36)), rel=0.01)
 
