@@ -24,7 +24,7 @@ HEADERS = tuple(
     Path(__file__).with_name(f'{name}.hpp')
     for name in (
         *('memory', 'vectors', 'gelu', 'windows', 'tiles', 'gradient_tokens', 'window_gradient', 'tile_gradient'),
-        *('attend', 'tile_product', 'tile_convolution', 'tile_block'),
+        *('attend', 'tile_weights', 'tile_product', 'tile_convolution', 'tile_block'),
         *('product', 'feed_forward_gradient', 'winograd', 'winograd_gradient'),
     )
 )
@@ -99,7 +99,7 @@ class FeedForwardGradientArguments(ctypes.Structure):
 
 
 class TileProductArguments(ctypes.Structure):
-    """The struct TileProduct of tile_product.hpp."""
+    """The struct TileProduct of tile_weights.hpp."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ('x', 'weight', 'bias', 'norm_weight', 'norm_bias')),
