@@ -12,6 +12,11 @@ from torch import Tensor
 from hat_plugin.kernels import tile_blocks, tile_products
 from hat_plugin.kernels.operands import Norm
 
+SMALL = {
+    'embed_dim': 32, 'depths': [2], 'num_heads': [2], 'window_size': 8, 'compress_ratio': 2, 'squeeze_factor': 4,
+    'conv_scale': 1.0, 'mlp_ratio': 2.0, 'upscale': 2, 'upsampler': 'pixelshuffledirect',
+}  # fmt: skip
+
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

@@ -1,4 +1,4 @@
-"""Compile the kernels for this machine: ``python -m hat_plugin.kernels.build`` (a few seconds, once a machine).
+"""Compile the kernels for this machine: ``python -m hat_plugin.kernels.build`` (a minute, once a machine).
 
 It needs g++ or clang++ (or what CXX names) and downloads nothing. Without it attention runs through torch's kernels.
 """

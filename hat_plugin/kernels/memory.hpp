@@ -20,7 +20,7 @@ class Arena {
         used += up(count * static_cast<int64_t>(sizeof(T)), 64);
     }
     bool allocate() {
-        memory = static_cast<char *>(std::aligned_alloc(64, up(used, 64)));
+        memory = static_cast<char *>(std::aligned_alloc(64, used ? up(used, 64) : 64));  // of nothing it may give null
         used = 0;
         return memory;
     }

@@ -150,30 +150,35 @@ def _image_call(
     geometry: Geometry,
     threads: int | None,
 ) -> _Call:
-    g = geometry
     _, height, width, channels = out.shape
-    head = channels // g.num_heads
-    sizes = {
-        'heads': g.num_heads,
-        'width': head,
-        'rows': height // g.window_size,
-        'columns': width // g.window_size,
-        'height_q': height,
-        'width_q': width,
-        'window_height': g.window_size,
-        'window_width': g.window_size,
-        'height_k': height,
-        'width_k': width,
-        'key_height': g.overlap_size,
-        'key_width': g.overlap_size,
-        'margin': g.margin,
-        'shift': g.shift_size,
-        'mask_mode': 2 if g.shift_size else 0,
-    }
+    head, sizes = channels // geometry.num_heads, image_sizes(height, width, channels, geometry)
     qkv = qkv if qkv.stride(3) == 1 else qkv.contiguous()
     tensors = (*qkv.split(channels, dim=3), out)
     placed = [strides(x.stride(0), x.stride(1), x.stride(2), head) for x in tensors]
-    return _Call(tensors, placed, softmax, bias, masks if g.shift_size else None, g.scale, threads, sizes)
+    mask = masks if geometry.shift_size else None
+    return _Call(tensors, placed, softmax, bias, mask, geometry.scale, threads, sizes)
+
+
+def image_sizes(height: int, width: int, channels: int, geometry: Geometry) -> dict[str, int]:
+    """How an image, and its keys likewise, fall into windows and heads: fields of `WindowAttentionArguments`."""
+    side = geometry.window_size
+    return {
+        'heads': geometry.num_heads,
+        'width': channels // geometry.num_heads,
+        'rows': height // side,
+        'columns': width // side,
+        'height_q': height,
+        'width_q': width,
+        'window_height': side,
+        'window_width': side,
+        'height_k': height,
+        'width_k': width,
+        'key_height': geometry.overlap_size,
+        'key_width': geometry.overlap_size,
+        'margin': geometry.margin,
+        'shift': geometry.shift_size,
+        'mask_mode': 2 if geometry.shift_size else 0,
+    }
 
 
 class _Call:

@@ -73,7 +73,7 @@ template <class X> void make_tokens(const WindowBlock &b, const uint32_t *packed
         for (int64_t i = 0; i < count; ++i)
             left_row(a, x + room.number[first + i] * a.inputs, room.row, reinterpret_cast<bf16 *>(room.left + i * units),
                      static_cast<bf16 *>(nullptr));
-        multiply_pixels(a, {1, {0}}, packed, room.left, count, room.sums, [&](int64_t i) {
+        multiply_pixels(a, ITSELF, packed, room.left, count, room.sums, [&](int64_t i) {
             return Target<bf16>{room.tokens + (first + i) * a.outputs, nullptr, nullptr, nullptr};
         });
     }
@@ -112,7 +112,7 @@ void finish(const WindowBlock &b, const PackedWeights<4> &weights, const BlockRo
     X *out = static_cast<X *>(b.down.out);
     for (int64_t first = 0; first < n; first += PIXELS) {
         const int64_t count = std::min(PIXELS, n - first), *number = room.number + first;
-        multiply_pixels(b.projection, {1, {0}}, weights[1], room.attended + first * units, count, room.sums, [&](int64_t i) {
+        multiply_pixels(b.projection, ITSELF, weights[1], room.attended + first * units, count, room.sums, [&](int64_t i) {
             const int64_t at = number[i] * channels;
             return Target<float, X, X>{room.y + i * channels, x + at, branch ? branch + at : nullptr, factor};
         });
@@ -122,7 +122,7 @@ void finish(const WindowBlock &b, const PackedWeights<4> &weights, const BlockRo
             if (first + PIXELS + i < n) fetch_pixel<X>(b, number[PIXELS + i]);
         }
         hide(b.up, weights[2], room.left, count, room.sums, room.hidden, b.down);
-        multiply_pixels(b.down, {1, {0}}, weights[3], room.hidden, count, room.sums, [&](int64_t i) {
+        multiply_pixels(b.down, ITSELF, weights[3], room.hidden, count, room.sums, [&](int64_t i) {
             return Target<X, float>{out + number[i] * channels, room.y + i * channels, nullptr, nullptr};
         });
     }

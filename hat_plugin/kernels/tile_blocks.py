@@ -21,6 +21,7 @@ from hat_plugin.kernels.library import (
     require,
     strides,
 )
+from hat_plugin.kernels.native import image_sizes
 from hat_plugin.kernels.operands import Layer, Norm, check_fused
 
 _BUSY = 3 / 4  # of the threads, in the mean, for windows to be what is shared out among them
@@ -122,7 +123,9 @@ def _check(
     out: Tensor,
 ) -> None:
     """Raise a ValueError unless all fit each other: beyond is raw memory."""
-    batch, height, width, channels = x.shape if x.ndim == 4 else (0, 0, 0, 0)
+    if x.ndim != 4:
+        raise ValueError(f'x {tuple(x.shape)}: give (B, H, W, C)')
+    batch, height, width, channels = x.shape
     check_geometry((height, width, channels), masks, geometry)
     check_bias((x,), bias, masks, geometry)
     check_fused(x, (layers.queries,), layers.norm)
@@ -157,27 +160,16 @@ def _attention(
 ) -> WindowAttentionArguments:
     """Where windows and their biases lie, and keys and values if they are given."""
     batch, height, width, channels = x.shape
-    head, side = channels // geometry.num_heads, geometry.window_size
+    around = 2 * geometry.margin
+    sizes = image_sizes(height, width, channels, geometry)
+    sizes |= {'height_k': height + around, 'width_k': width + around, 'margin': 0}  # keys begin where their windows do
     call = WindowAttentionArguments(
         batch=batch,
-        heads=geometry.num_heads,
-        width=head,
-        height_q=height,
-        width_q=width,
-        height_k=height + 2 * geometry.margin,  # of keys with a margin around: it begins where the window's do
-        width_k=width + 2 * geometry.margin,
-        rows=height // side,
-        columns=width // side,
-        window_height=side,
-        window_width=side,
-        key_height=geometry.overlap_size,
-        key_width=geometry.overlap_size,
-        shift=geometry.shift_size,
-        mask_mode=2 if geometry.shift_size else 0,
         half=True,
         half_bias=bias.dtype == torch.bfloat16,
         threads=torch.get_num_threads(),
         scale=geometry.scale,
+        **sizes,
     )
     call.bias = tile_products.address(bias, kept)
     if geometry.shift_size and masks is not None:
@@ -187,5 +179,5 @@ def _attention(
         for name, part in zip('kv', last.split(channels, dim=3), strict=True):
             kept.append(part)
             setattr(call, name, part.data_ptr())
-            setattr(call, f'{name}_stride', strides(part.stride(0), part.stride(1), part.stride(2), head))
+            setattr(call, f'{name}_stride', strides(part.stride(0), part.stride(1), part.stride(2), sizes['width']))
     return call

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compared import error
-from tiles import in_use, normalisation, normed, random
+from tiles import SMALL, in_use, normalisation, normed, random
 from torch import Tensor
 
 from hat_plugin.archs.hat_arch import HAT
@@ -145,18 +145,12 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[Geometry]:
     return calls
 
 
-NETWORK = {
-    'embed_dim': 32, 'depths': [2], 'num_heads': [2], 'window_size': 8, 'compress_ratio': 2, 'squeeze_factor': 4,
-    'conv_scale': 1.0, 'mlp_ratio': 2.0, 'upscale': 2, 'upsampler': 'pixelshuffledirect',
-}  # fmt: skip
-
-
 @pytest.mark.parametrize('precision', ['mixed', 'bf16'])
 @pytest.mark.parametrize('size', [(32, 24), (160, 128)], ids=['whole', 'in strips'])
 def test_a_network_of_blocks(amx, monkeypatch, precision: str, size: tuple[int, int]) -> None:
     """All three blocks go through it, or none: where a hook or another way of attending asks for a module."""
     torch.manual_seed(0)
-    net, x = HAT(**NETWORK).eval(), torch.rand(1, 3, *size)
+    net, x = HAT(**SMALL).eval(), torch.rand(1, 3, *size)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -210,7 +204,7 @@ def test_what_does_not_fit_is_refused(emulated) -> None:
     x, layers, geometry = random(2, 16, 8, 16, seed=0), block(16, 32), Geometry(0.25, 2, 8, 8, 0)
     bias, wide, wide_weight = random(2, 64, 64, seed=1), Geometry(0.25, 2, 8, 12, 0), torch.zeros(16, 16)
     for message, changed in (
-        (r'an image \(0, 0, 0\)', {'x': x[0]}),
+        (r'x \(16, 8, 16\): give \(B', {'x': x[0]}),
         ('does not fall into windows', {'x': x[:, :15]}),
         (r'bias \(2, 64, 63\)', {'bias': bias[..., 1:]}),
         ('no masks', {'geometry': Geometry(0.25, 2, 8, 8, 4)}),

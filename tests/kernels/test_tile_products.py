@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compared import error
-from tiles import in_use, normalisation, normed, random
+from tiles import SMALL, in_use, normalisation, normed, random
 from torch import Tensor
 
 from hat_plugin.archs.hat_arch import HAT
 from hat_plugin.engine.memory import is_out_of_memory
-from hat_plugin.kernels import tile_products
+from hat_plugin.kernels import tile_blocks, tile_products
 from hat_plugin.kernels.operands import Layer
 from hat_plugin.kernels.products import products_by
 from hat_plugin.layers.convolution import Conv2d
@@ -112,16 +112,11 @@ def test_gradient_of_a_convolutions_input(amx, monkeypatch) -> None:
     assert error(tile_products.input_gradient(grad, kernel), image.grad.permute(0, 2, 3, 1)) < 5e-3
 
 
-SMALL = {
-    'embed_dim': 32, 'depths': [2], 'num_heads': [2], 'window_size': 8, 'compress_ratio': 2, 'squeeze_factor': 4,
-    'conv_scale': 1.0, 'mlp_ratio': 2.0, 'upscale': 2, 'upsampler': 'pixelshuffledirect',
-}  # fmt: skip
-
-
 @pytest.mark.parametrize('precision', ['mixed', 'bf16'])
 @pytest.mark.parametrize('size', [(16, 24), (160, 128)], ids=['whole', 'in strips'])
 def test_a_whole_network(amx, monkeypatch, precision: str, size: tuple[int, int]) -> None:
-    """Its error is that of torch's kernels in the same precision."""
+    """Its error is that of torch's kernels in the same precision; layer by layer, as where windows are too few."""
+    monkeypatch.setattr(tile_blocks, 'takes', lambda *block: False)
     torch.manual_seed(0)
     net = HAT(**SMALL).eval()
     x = torch.rand(1, 3, *size)
@@ -131,14 +126,20 @@ def test_a_whole_network(amx, monkeypatch, precision: str, size: tuple[int, int]
         exact = net(x).double()
         prepare_for_inference(net, precision)
         in_use(amx, monkeypatch)
-        kernels, calls, found = tile_products.convolution, [], {}
+        kernels, linear, calls, found = tile_products.convolution, tile_products.linear, [], {}
+        around: list[set[str]] = []  # of each linear layer, what goes round it
         monkeypatch.setattr(
             tile_products, 'convolution', lambda x, layer, **named: (calls.append(layer), kernels(x, layer, **named))[1]
         )
+        monkeypatch.setattr(
+            tile_products, 'linear', lambda *a, **named: (around.append({*named}), linear(*a, **named))[1]
+        )
         for name in ('cpp', 'torch'):
             calls.clear()
+            around.clear()
             with products_by(name):
                 found[name] = net(x)
+            assert ({'norm'} in around) == ({'add', 'scaled'} in around) == (name == 'cpp'), 'q, k, v and projections'
             assert sum(layer.gelu for layer in calls) == (2 if name == 'cpp' else 0), 'one in each block'
             assert (len(calls) >= 6) == (name == 'cpp'), 'with the second ones, and those of the group and the body'
     assert not torch.equal(found['cpp'], found['torch'])
