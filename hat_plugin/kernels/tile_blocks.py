@@ -15,7 +15,6 @@ from torch import Tensor
 from hat_plugin.kernels import tile_products
 from hat_plugin.kernels.geometry import Geometry, check_bias, check_geometry
 from hat_plugin.kernels.library import (
-    TileProductArguments,
     WindowAttentionArguments,
     WindowBlockArguments,
     require,
@@ -101,14 +100,12 @@ def window_block(
         ('down', layers.down, None),
     ):
         setattr(call, name, tile_products.arguments(x, layer, norm, kept))
-    first: TileProductArguments = call.queries
-    first.image = x.shape[1] * x.shape[2]
     call.down.out = out.data_ptr()
     if branch is not None:
         factor = branch[1].float().reshape(-1, x.shape[3]).expand(x.shape[0], -1)
         call.branch, call.factor = (tile_products.address(part, kept) for part in (branch[0], factor))
     failed = (library or require()).hat_window_block(ctypes.byref(call))
-    tile_products.check(failed, 'a block', first.pixels)
+    tile_products.check(failed, 'a block', call.queries.pixels)
     return out
 
 

@@ -89,8 +89,9 @@ void convolve(const TileProduct &a, const Rectangles &all, int64_t number, const
     if (!sums) return;
     std::memset(sums, 0, sizeof(float) * a.outputs);
     for (int64_t n = 0; n < high * stride; ++n) {
+        if (room.number[n] < 0) continue;
         const O *made = static_cast<const O *>(a.out) + room.number[n] * a.outputs;
-        for (int64_t c = 0; room.number[n] >= 0 && c < a.outputs; c += LANES) {
+        for (int64_t c = 0; c < a.outputs; c += LANES) {
             const int64_t left = a.outputs - c;
             store(sums + c, load(sums + c, left) + load(made + c, left), left);
         }

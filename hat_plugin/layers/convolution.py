@@ -13,7 +13,7 @@ from hat_plugin.kernels.fused_products import kernels_for
 from hat_plugin.kernels.operands import Layer, Norm
 
 _FEWEST = 16  # channels; with fewer torch's was faster
-_FEWEST_BY_AMX = 4
+_FEWEST_BY_AMX = 4  # from 144 to 6 and back over 64x64 pixels, with what goes round it: 1.7 ms, by torch 5.2
 
 
 class Geometry(NamedTuple):
