@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hat_plugin.kernels import tile_blocks, tile_products
+from hat_plugin.kernels import tile_blocks, tile_gradients, tile_products
 from hat_plugin.kernels.operands import Norm
 
 SMALL = {
@@ -33,5 +33,5 @@ def normed(x: Tensor, norm: Norm) -> Tensor:
 def in_use(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     """A library for all that AMX does, till the end of a test."""
     monkeypatch.setattr(tile_products, 'load', lambda: library)
-    for module in (tile_products, tile_blocks):
+    for module in (tile_products, tile_blocks, tile_gradients):
         monkeypatch.setattr(module, 'require', lambda: library)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hat_plugin.kernels import products, tile_blocks, tile_products
+from hat_plugin.kernels import products, tile_blocks, tile_gradients, tile_products
 from hat_plugin.kernels.feed_forward import feed_forward_gradient, plain_feed_forward
 from hat_plugin.kernels.geometry import Geometry
 from hat_plugin.kernels.library import BF16_WAYS, open_library
@@ -86,8 +86,8 @@ def largest_product_error(library: ctypes.CDLL, inputs: int, outputs: int, taps:
     return max(_error(one, other) for one, other in pairs)
 
 
-def largest_feed_forward_error(library: ctypes.CDLL, channels: int, hidden: int) -> float:
-    """The same for the gradients of a normalised MLP with its residual."""
+def largest_feed_forward_error(library: ctypes.CDLL, channels: int, hidden: int, *, amx: bool = False) -> float:
+    """The same for the gradients of a normalised MLP with its residual, in fp32 or in bf16 by AMX."""
     random = torch.Generator().manual_seed(0)
     shapes = ((2, 5, 67, channels), (2, 5, 67, channels), (channels,), (channels,), (hidden, channels), (hidden,))
     x, grad, *inputs = (torch.randn(shape, generator=random) for shape in (*shapes, (channels, hidden), (channels,)))
@@ -96,7 +96,12 @@ def largest_feed_forward_error(library: ctypes.CDLL, channels: int, hidden: int)
         up, up_bias, down, down_bias = weights
         return Norm(scale, offset, 1e-5), Layer(up, up_bias), Layer(down, down_bias)
 
-    found = feed_forward_gradient(x, grad, *parts(*inputs), library=library)
+    if amx:
+        norm, *layers = parts(*inputs)
+        half = (layer._replace(weight=layer.weight.bfloat16()) for layer in layers)
+        found = tile_gradients.feed_forward_gradient(x, grad, norm, *half, library=library)
+    else:
+        found = feed_forward_gradient(x, grad, *parts(*inputs), library=library)
     wide = [tensor.double().requires_grad_() for tensor in (x, *inputs)]
     expected = torch.autograd.grad(plain_feed_forward(wide[0], *parts(*wide[1:])), wide, grad.double())
     pairs = zip(found, expected, strict=True)
@@ -159,6 +164,9 @@ def faults(library_file: Path) -> Iterator[str]:
         error = largest_block_error(library, outputs + outputs % 2, 4)
         if not error < 3e-2:
             yield f'a block by AMX, {outputs + outputs % 2} channels: error {error}, bound 3e-2'
+        error = largest_feed_forward_error(library, inputs, outputs, amx=True)
+        if not error < 3e-2:
+            yield f'gradients of an MLP by AMX, {inputs} channels, {outputs} hidden: error {error}, bound 3e-2'
     library.hat_bf16_way(own_way)
     cases = [(torch.float32, own_way, 1e-5)]
     cases += [(torch.bfloat16, way, 3e-2) for way in BF16_WAYS if library.hat_bf16_way(way) == way]

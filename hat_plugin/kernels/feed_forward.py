@@ -1,28 +1,29 @@
-"""A normalised MLP in training, on the CPU in fp32, by kernels of our own: it keeps its input and nothing else.
+"""A normalised MLP in training, on the CPU by kernels of our own: it keeps its input and nothing else.
 
 torch keeps, for each pixel of 180 channels, the normalised ones, 360 before and 360 after the GELU. Here the backward
-pass makes them again, a block of pixels at a time, and that takes less time than writing and reading them.
+pass makes them again, a block of pixels at a time, and that takes less time than writing and reading them. Products are
+in fp32, or in bf16 by AMX where autocast or the weights say so.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hat_plugin.kernels import products
+from hat_plugin.kernels import products, tile_gradients, tile_products
 from hat_plugin.kernels.library import FeedForwardGradientArguments, require
 from hat_plugin.kernels.operands import Layer, Norm, check_fit
 
 
-def takes(*tensors: Tensor | None) -> bool:
-    """Whether `feed_forward` is for such operands: those of `products.takes`, or fake ones that stand for them."""
-    return products.takes(*tensors) or products.would_take(*tensors)
+def takes(x: Tensor, *weights: Tensor | None) -> bool:
+    """Whether `feed_forward` is for such operands: real ones that a kernel takes, or fake ones that stand for such."""
+    return products.takes(x, *weights) or products.would_take(x, *weights) or tile_products.takes_cast(x, *weights)
 
 
 def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer, *, residual: bool = True) -> Tensor:
@@ -36,15 +37,33 @@ def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer, *, residual: boo
         residual: whether x is added.
 
     Returns:
-        (B, H, W, C).
+        (B, H, W, C), in x's type.
 
     Raises:
         ValueError: shapes or dtypes do not fit each other.
         RuntimeError: memory ran out.
     """
     parameters = norm.weight, norm.bias, up.weight, up.bias, down.weight, down.bias
-    result: Tensor = _FeedForward.apply(x, *parameters, norm.eps, residual)
+    half = torch.is_autocast_enabled('cpu') or up.weight.dtype == torch.bfloat16
+    with torch.autocast('cpu', enabled=False):
+        result: Tensor = _FeedForward.apply(x, *parameters, _Way(norm.eps, residual, half))
     return result
+
+
+class _Way(NamedTuple):
+    """What `feed_forward` is besides its tensors; half: products are in bf16."""
+
+    eps: float
+    residual: bool
+    half: bool
+
+    def layers(self, parameters: Sequence[Tensor | None]) -> tuple[Norm, Layer, Layer]:
+        """The operands in the types that are multiplied."""
+        scale, offset, up, up_bias, down, down_bias = parameters
+        assert not (scale is None or offset is None or up is None or down is None)
+        if self.half:
+            up, down = up.bfloat16(), down.bfloat16()
+        return Norm(scale, offset, self.eps), Layer(up, up_bias, gelu=True), Layer(down, down_bias)
 
 
 class _FeedForward(torch.autograd.Function):
@@ -52,39 +71,44 @@ class _FeedForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
-        *parameters, ctx.eps, ctx.residual = rest
+        *parameters, ctx.way = rest
         ctx.save_for_backward(x, *parameters)
         if isinstance(x, FakeTensor):
             return torch.empty_like(x)
-        norm, up, down = _layers(parameters, ctx.eps)
-        return products.product(x, up, down, norm=norm, add=x if ctx.residual else None)
+        norm, up, down = ctx.way.layers(parameters)
+        if ctx.way.half:
+            return tile_products.feed_forward(x, norm, up, down, residual=ctx.way.residual)
+        return products.product(x, up, down, norm=norm, add=x if ctx.way.residual else None)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of this gradient may be asked for
-            wanted = [t for t, needed in zip((x, *parameters), ctx.needs_input_grad, strict=False) if needed]
-            result = plain_feed_forward(x, *_layers(parameters, ctx.eps), residual=ctx.residual)
-            found = iter(torch.autograd.grad(result, wanted, grad, create_graph=True))
-            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:7]), None, None
-        gradients: Sequence[Tensor | None]
-        if isinstance(x, FakeTensor):
-            gradients = [None if tensor is None else torch.empty_like(tensor) for tensor in (x, *parameters)]
-        else:
-            gradients = feed_forward_gradient(x, grad, *_layers(parameters, ctx.eps), residual=ctx.residual)
-        needed = zip(gradients, ctx.needs_input_grad, strict=False)
-        return *(gradient if wanted else None for gradient, wanted in needed), None, None
-
-
-def _layers(parameters: Any, eps: float) -> tuple[Norm, Layer, Layer]:
-    scale, offset, up, up_bias, down, down_bias = parameters
-    return Norm(scale, offset, eps), Layer(up, up_bias, gelu=True), Layer(down, down_bias)
+        way: _Way = ctx.way
+        with torch.autocast('cpu', enabled=False):
+            if torch.is_grad_enabled():  # a gradient of this gradient may be asked for
+                wanted = [t for t, needed in zip((x, *parameters), ctx.needs_input_grad, strict=False) if needed]
+                result = plain_feed_forward(x, *way.layers(parameters), residual=way.residual)
+                found = iter(torch.autograd.grad(result, wanted, grad, create_graph=True))
+                return *(next(found) if needed else None for needed in ctx.needs_input_grad[:7]), None
+            gradients: Sequence[Tensor | None]
+            if isinstance(x, FakeTensor):
+                gradients = [None if tensor is None else torch.empty_like(tensor) for tensor in (x, *parameters)]
+            else:
+                differentiate = tile_gradients.feed_forward_gradient if way.half else feed_forward_gradient
+                gradients = differentiate(x, grad, *way.layers(parameters), residual=way.residual)
+            results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+            for number, (gradient, tensor) in enumerate(zip(gradients, (x, *parameters), strict=True)):
+                if gradient is not None and ctx.needs_input_grad[number]:
+                    results[number] = gradient.to(tensor.dtype)
+            return tuple(results)
 
 
 def plain_feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer, *, residual: bool = True) -> Tensor:
     """The same by torch's operators."""
-    hidden = F.gelu(F.linear(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps), up.weight, up.bias))
-    result = F.linear(hidden, down.weight, down.bias)
+    dtype, (scale, offset, eps) = up.weight.dtype, norm
+    normed = F.layer_norm(x.to(scale.dtype), scale.shape, scale, offset.to(scale.dtype), eps).to(dtype)
+    hidden = F.gelu(F.linear(normed, up.weight, None if up.bias is None else up.bias.to(dtype)))
+    result = F.linear(hidden, down.weight, None if down.bias is None else down.bias.to(dtype)).to(x.dtype)
     return x + result if residual else result
 
 

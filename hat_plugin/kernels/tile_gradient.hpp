@@ -64,33 +64,50 @@ template <class T> void pack_turned(const TileGradientSpace<T> &w, T *const *row
         }
 }
 
-// Products to P and dS of 16 queries, in the orders of what follows; dS is added to the bias's gradient.
-template <class T, class B>
+// Products to P and dS of 16 queries, in the orders of what follows; dS is added to the bias's gradient. WHOLE: queries
+// and keys fill their tiles and panels.
+template <bool WHOLE, class T, class B>
 void slopes_of_products(const TileGradientSpace<T> &w, int64_t first, const B *bias, const B *mask, float scale,
                         float *dbias) {
-    for (int64_t r = 0; r < SIDE; r += 2)
-        for (int64_t j = 0; j < w.keys; j += PANEL) {
+    // What a loop reads is copied first: for all that the compiler knows, it writes over `w`.
+    const int64_t keys = w.keys, m = w.m, n = w.n;
+    for (int64_t r = 0; r < SIDE; r += 2) {
+        const float *products[2], *slopes[2];
+        float top[2], inverse[2], mean[2];
+        int64_t row[2];
+        uint32_t *by_key[2];
+        for (int o = 0; o < 2; ++o) {
+            const int64_t query = first + r + o;
+            products[o] = w.weights + (r + o) * keys;
+            slopes[o] = w.slopes + (r + o) * keys;
+            top[o] = w.top[query];
+            inverse[o] = w.inverse[query];
+            mean[o] = w.mean[query];
+            row[o] = (WHOLE ? query : std::min(query, n - 1)) * m;
+            by_key[o] = w.by_key + (r + o) * keys / 2;
+        }
+        uint32_t *p_turned = w.p_turned + (first + r) / 2 * keys, *s_turned = w.s_turned + (first + r) / 2 * keys;
+        for (int64_t j = 0; j < keys; j += PANEL) {
             Floats p[2][2], slope[2][2];
             for (int o = 0; o < 2; ++o) {
-                const int64_t query = std::min(first + r + o, w.n - 1);
                 for (int side = 0; side < 2; ++side) {
-                    const int64_t column = j + side * LANES, room = (r + o) * w.keys + column;
-                    const int64_t at = query * w.m + column, count = std::clamp<int64_t>(w.m - column, 0, LANES);
-                    Floats logit = read<Floats>(w.weights + room) * scale + load(bias + at, count);
+                    const int64_t column = j + side * LANES, at = row[o] + column;
+                    const int64_t count = WHOLE ? LANES : std::clamp<int64_t>(m - column, 0, LANES);
+                    Floats logit = read<Floats>(products[o] + column) * scale + load(bias + at, count);
                     if (mask) logit += load(mask + at, count);
-                    const Floats weight = weights_of<Tiles>(logit, w.top[first + r + o], w.inverse[first + r + o]);
-                    p[o][side] = first_lanes(weight, count, 0.0f);
-                    slope[o][side] = p[o][side] * (read<Floats>(w.slopes + room) - w.mean[first + r + o]);
-                    if (first + r + o < w.n) store(dbias + at, load(dbias + at, count) + slope[o][side], count);
+                    p[o][side] = first_lanes(weights_of<Tiles>(logit, top[o], inverse[o]), count, 0.0f);
+                    slope[o][side] = p[o][side] * (read<Floats>(slopes[o] + column) - mean[o]);
+                    if (WHOLE || first + r + o < n) store(dbias + at, load(dbias + at, count) + slope[o][side], count);
                 }
-                Tiles::put_weights(w.by_key + (r + o) * w.keys / 2 + j / 2, slope[o][0], slope[o][1]);
+                Tiles::put_weights(by_key[o] + j / 2, slope[o][0], slope[o][1]);
             }
             for (int side = 0; side < 2; ++side) {
-                const int64_t at = (first + r) / 2 * w.keys + j + side * LANES;
-                Tiles::put_rows(w.p_turned + at, 0, p[0][side], p[1][side]);
-                Tiles::put_rows(w.s_turned + at, 0, slope[0][side], slope[1][side]);
+                const int64_t at = j + side * LANES;
+                Tiles::put_rows(p_turned + at, 0, p[0][side], p[1][side]);
+                Tiles::put_rows(s_turned + at, 0, slope[0][side], slope[1][side]);
             }
         }
+    }
 }
 
 // The gradient of keys or values, (channels, keys) in fp32, to where its tokens belong.
@@ -122,10 +139,12 @@ void differentiate(Tiles *, const WindowGradient &g, const Place &at, const Tile
     const float scale = static_cast<float>(a.scale);
     float factor[SIDE];
     std::fill(factor, factor + SIDE, scale);
+    const bool whole = w.n % SIDE == 0 && w.m == w.keys;
+    const auto slopes = whole ? slopes_of_products<true, T, B> : slopes_of_products<false, T, B>;
     for (int64_t first = 0; first < w.n; first += SIDE) {
         multiply_panels(w, w.q + first * w.depth, w.k, w.weights, w.keys);
         multiply_panels(w, w.g + first * w.depth, w.v, w.slopes, w.keys);
-        slopes_of_products(w, first, bias, mask, scale, dbias);
+        slopes(w, first, bias, mask, scale, dbias);
         write_sums(w, w.by_key, w.keys / 2, w.k_value, first, factor, w.room, w.dq_row);
     }
     deliver_turned(w, w.q_turned, w.s_turned, scale, w.dk_row, add);

@@ -16,9 +16,14 @@ namespace {
 constexpr int64_t SQUARE = 2 * SIDE;  // pixels, and outputs, of sums that are in tiles together
 constexpr int64_t PIXELS = 2 * SQUARE;  // that go through all outputs together
 
+// What normalising a pixel takes from its channels, and what it multiplies them by.
+struct Moments {
+    float mean, factor;
+};
+
 // One pixel, normalised, as bf16. A row of up to VECTORS vectors stays in registers; `room`: for longer ones, in fp32.
 template <int VECTORS, class X>
-void normed_row(const TileProduct &a, const X *from, float *room, bf16 *to, bf16 *normed) {
+Moments normed_row(const TileProduct &a, const X *from, float *room, bf16 *to, bf16 *normed) {
     if constexpr (VECTORS > 1)
         if (a.inputs <= (VECTORS - 1) * LANES) return normed_row<VECTORS - 1>(a, from, room, to, normed);
     Floats value[VECTORS], sums[4] = {}, squares[4] = {};  // four, as one would wait for itself
@@ -51,12 +56,14 @@ void normed_row(const TileProduct &a, const X *from, float *room, bf16 *to, bf16
 #pragma GCC unroll 16
     for (int v = 0; v < VECTORS; ++v) finish(v * LANES, value[v], left(v));
     for (int64_t c = VECTORS * LANES; c < a.inputs; c += LANES) finish(c, read<Floats>(room + c), a.inputs - c);
+    return {mean, factor};
 }
 
 // One pixel as bf16, normalised if asked for; `room`: fp32, whole vectors; `normed`: takes it, too, or null.
-template <class X> void left_row(const TileProduct &a, const X *from, float *room, bf16 *to, bf16 *normed) {
+template <class X> Moments left_row(const TileProduct &a, const X *from, float *room, bf16 *to, bf16 *normed) {
     if (a.norm_weight) return normed_row<12>(a, from, room, to, normed);
     for (int64_t c = 0; c < a.inputs; c += LANES) store(to + c, load(from + c, a.inputs - c), a.inputs - c);
+    return {0, 1};
 }
 
 // At which pixels a product takes its inputs, counted from its own.

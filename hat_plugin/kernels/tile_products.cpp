@@ -1,8 +1,9 @@
-// Linear layers, 3x3 convolutions and whole transformer blocks in bf16 by AMX (tile_product.hpp, tile_convolution.hpp,
-// tile_block.hpp).
+// Linear layers, 3x3 convolutions, whole transformer blocks and an MLP's gradients in bf16 by AMX (tile_product.hpp,
+// tile_convolution.hpp, tile_block.hpp, tile_feed_forward_gradient.hpp).
 
 #include "tile_block.hpp"
 #include "tile_convolution.hpp"
+#include "tile_feed_forward_gradient.hpp"
 
 #if defined(HAT_TILES)
 
@@ -38,5 +39,14 @@ extern "C" int hat_window_block(const WindowBlock *b) {
     return b->queries.half_x ? run_block<bf16>(*b) : run_block<float>(*b);
 #else
     return (void)b, 2;
+#endif
+}
+
+extern "C" int hat_tile_feed_forward_gradient(const TileFeedForwardGradient *g) {
+#if defined(HAT_TILES)
+    if (!tiles_are_there()) return 2;
+    return g->up.half_x ? run_tile_feed_forward_gradient<bf16>(*g) : run_tile_feed_forward_gradient<float>(*g);
+#else
+    return (void)g, 2;
 #endif
 }

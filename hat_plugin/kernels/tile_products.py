@@ -10,9 +10,10 @@ import ctypes
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from hat_plugin.kernels.library import TileProductArguments, load, require
-from hat_plugin.kernels.operands import Layer, Norm, check_fused, ordinary, turned
+from hat_plugin.kernels.operands import Layer, Norm, check_fused, is_traced, ordinary, turned
 from hat_plugin.kernels.products import choice
 
 _AMX = 2  # of `library.BF16_WAYS`
@@ -23,11 +24,25 @@ def takes(x: Tensor, *weights: Tensor | None) -> bool:
 
     HAT_PRODUCTS=torch never takes it.
     """
-    if choice() not in ('auto', 'cpp') or not ordinary('cpu', x, *weights):
-        return False
-    if x.dtype not in (torch.float32, torch.bfloat16):
-        return False
     if any(weight is not None and weight.dtype != torch.bfloat16 for weight in weights):
+        return False
+    return _is_chosen(x) and ordinary('cpu', x, *weights)
+
+
+def takes_cast(x: Tensor, *weights: Tensor | None) -> bool:
+    """Whether it is once the weights, fp32 or bf16, are cast as autocast would; or were fake tensors real ones."""
+    fake = all(tensor is None or isinstance(tensor, FakeTensor) for tensor in (x, *weights))
+    if torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') != torch.bfloat16:
+        return False
+    casts = (torch.bfloat16, torch.float32) if torch.is_autocast_enabled('cpu') else (torch.bfloat16,)
+    if any(weight is not None and weight.dtype not in casts for weight in weights) or not _is_chosen(x):
+        return False
+    with torch.autocast('cpu', enabled=False):
+        return not is_traced() if fake else ordinary('cpu', x, *weights)
+
+
+def _is_chosen(x: Tensor) -> bool:
+    if choice() not in ('auto', 'cpp') or x.dtype not in (torch.float32, torch.bfloat16) or x.device.type != 'cpu':
         return False
     library = load()
     return library is not None and library.hat_bf16_way(-1) == _AMX
@@ -69,15 +84,23 @@ def linear(
     return out, normed
 
 
-def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer, *, library: ctypes.CDLL | None = None) -> Tensor:
-    """x + down(GELU(up(norm(x)))); arguments and result as in `triton_products.feed_forward`, errors as in `linear`."""
+def feed_forward(
+    x: Tensor, norm: Norm, up: Layer, down: Layer, *, residual: bool = True, library: ctypes.CDLL | None = None
+) -> Tensor:
+    """x + down(GELU(up(norm(x)))); arguments and result as in `triton_products.feed_forward`, errors as in `linear`.
+
+    Args:
+        residual: whether x is added; the result is of its type even so.
+        library: as in `linear`.
+    """
     check_fused(x, (up, down), norm, x)
     x = x.contiguous()
     out = torch.empty_like(x)
     kept: list[Tensor] = [out, x]
     first = arguments(x, Layer(up.weight, up.bias, gelu=True), norm, kept)
     second = arguments(x, down, None, kept)
-    second.out, second.add, second.half_out = out.data_ptr(), x.data_ptr(), x.dtype == torch.bfloat16
+    second.out, second.half_out = out.data_ptr(), x.dtype == torch.bfloat16
+    second.add = x.data_ptr() if residual else None
     _run(library, first, second)
     return out
 

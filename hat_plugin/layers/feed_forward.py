@@ -101,7 +101,10 @@ def add_feed_forward(
 
 
 def _by_one_kernel(x: Tensor, norm: nn.Module, mlp: Mlp, *, residual: bool) -> Tensor | None:
-    """mlp(norm(x)), + x where it is a residual; None where no kernel is for it (in training all but the CPU's)."""
+    """mlp(norm(x)), + x where it is a residual; None where no kernel is for it (in training all but the CPU's).
+
+    Its type is x's.
+    """
     first = Norm.of(norm)
     if first is None or type(mlp.act) is not nn.GELU or mlp.act.approximate != 'none':
         return None
@@ -111,7 +114,7 @@ def _by_one_kernel(x: Tensor, norm: nn.Module, mlp: Mlp, *, residual: bool) -> T
     inference = residual and not (torch.is_grad_enabled() or mlp.training)
     if inference and products.takes(x, *weights):
         return products.product(image, *layers, norm=first, add=image).view(x.shape)
-    if inference:
+    if inference and not torch.is_autocast_enabled(x.device.type):
         kernels = kernels_for(x, *weights[2:])
         return None if kernels is None else kernels.feed_forward(x, first, *layers)
     plain = all(map(is_plain, (norm, mlp.fc1, mlp.act, mlp.fc2))) and not (mlp.training and mlp.drop.p)

@@ -1,0 +1,142 @@
+// Gradients of weights in bf16 by matrix units: sums over pixels of what a layer read times the gradient of what it made.
+//
+// A unit is a channel of two neighbouring pixels. Sums stay in memory, in fp32, and are loaded into tiles once for SPAN
+// pixels.
+
+#pragma once
+
+#include "tile_product.hpp"
+
+#if defined(HAT_TILES)
+
+namespace {
+
+constexpr int64_t SPAN = 4 * PIXELS;
+constexpr int64_t STEPS = SPAN / (2 * SIDE);  // tiles' worth of pairs of pixels
+constexpr int64_t TILE = SIDE * SIDE;
+
+inline int64_t tiles_of(int64_t channels) { return up(channels, SIDE) / SIDE; }
+
+// PIXELS rows of `units` (bf16, zeros behind the last channel) to a product's left side, (tiles of channels, STEPS, 16
+// channels, 16 pairs), its pairs from step `first` on.
+inline void turn_pixels(const uint32_t *rows, int64_t units, int64_t tiles, int64_t first, uint32_t *to) {
+    Tiles *how = nullptr;
+    for (int64_t pair = 0; pair < PIXELS / 2; pair += LANES)
+        for (int64_t c = 0; c < tiles * SIDE; c += LANES) {
+            Bits block[LANES];
+            for (int64_t i = 0; i < LANES; ++i) {
+                const bf16 *one = reinterpret_cast<const bf16 *>(rows + 2 * (pair + i) * units) + c;
+                block[i] = paired(how, one, one + 2 * units, LANES);
+            }
+            turn(block);
+            uint32_t *tile = to + (c / SIDE * STEPS + first + pair / SIDE) * TILE + c % SIDE * SIDE + pair % SIDE;
+            for (int64_t i = 0; i < LANES; ++i) write(tile + i * SIDE, block[i]);
+        }
+}
+
+// Where a product's right side, (STEPS, tiles of channels, 16 pairs, 16 channels), has a pair of pixels and a channel.
+inline int64_t pair_at(int64_t tiles, int64_t pair, int64_t channel) {
+    return (pair / SIDE * tiles + channel / SIDE) * TILE + pair % SIDE * SIDE + channel % SIDE;
+}
+
+// Two tiles by two are added to, or the first of two where TALL or WIDE are not. `next`: to the right side's next step.
+template <bool TALL, bool WIDE>
+inline void add_square(const uint32_t *left, const uint32_t *right, int64_t next, int64_t steps, float *sums) {
+    load_tile<0>(sums, 4 * SIDE);
+    if (WIDE) load_tile<1>(sums + TILE, 4 * SIDE);
+    if (TALL) load_tile<2>(sums + 2 * TILE, 4 * SIDE);
+    if (TALL && WIDE) load_tile<3>(sums + 3 * TILE, 4 * SIDE);
+    for (int64_t step = 0; step < steps; ++step, left += TILE, right += next) {
+        load_tile<4>(left, 4 * SIDE);
+        load_tile<6>(right, 4 * SIDE);
+        multiply_tiles<0, 4, 6>();
+        if (TALL) {
+            load_tile<5>(left + STEPS * TILE, 4 * SIDE);
+            multiply_tiles<2, 5, 6>();
+        }
+        if (WIDE) {
+            load_tile<7>(right + TILE, 4 * SIDE);
+            multiply_tiles<1, 4, 7>();
+        }
+        if (TALL && WIDE) multiply_tiles<3, 5, 7>();
+    }
+    store_tile<0>(sums, 4 * SIDE);
+    if (WIDE) store_tile<1>(sums + TILE, 4 * SIDE);
+    if (TALL) store_tile<2>(sums + 2 * TILE, 4 * SIDE);
+    if (TALL && WIDE) store_tile<3>(sums + 3 * TILE, 4 * SIDE);
+}
+
+// A gradient while it is summed up: squares of two tiles by two, (rows / 32, columns / 32, 2, 2, 16, 16).
+struct TileSums {
+    int64_t rows, columns, tall, wide;  // tall, wide: in tiles
+
+    TileSums(int64_t rows, int64_t columns) : rows(rows), columns(columns), tall(tiles_of(rows)), wide(tiles_of(columns)) {}
+    int64_t size() const { return up(tall, 2) * up(wide, 2) * TILE; }
+
+    // Add the products of `steps` steps of a left side and a right one.
+    void add(const uint32_t *left, const uint32_t *right, int64_t steps, float *sums) const {
+        const int64_t next = wide * TILE;
+        for (int64_t i = 0; i < tall; i += 2, left += 2 * STEPS * TILE)
+            for (int64_t j = 0; j < wide; j += 2, sums += 4 * TILE) {
+                const uint32_t *beside = right + j * TILE;
+                if (i + 1 < tall && j + 1 < wide) add_square<true, true>(left, beside, next, steps, sums);
+                else if (i + 1 < tall) add_square<true, false>(left, beside, next, steps, sums);
+                else if (j + 1 < wide) add_square<false, true>(left, beside, next, steps, sums);
+                else add_square<false, false>(left, beside, next, steps, sums);
+            }
+    }
+    // One row of the gradient, of `parts` such sums that lie `stride` apart.
+    void finish(const float *sums, int64_t parts, int64_t stride, int64_t row, float *to) const {
+        const int64_t tile = row / SIDE;
+        for (int64_t c = 0; c < columns; c += LANES) {
+            const int64_t beside = c / SIDE, square = tile / 2 * (up(wide, 2) / 2) + beside / 2;
+            const int64_t at = (square * 4 + tile % 2 * 2 + beside % 2) * TILE + row % SIDE * SIDE + c % SIDE;
+            Floats sum = {};
+            for (int64_t part = 0; part < parts; ++part) sum += read<Floats>(sums + part * stride + at);
+            store(to + row * columns + c, sum, columns - c);
+        }
+    }
+};
+
+// Sums of vectors over pixels, of several parts: (channels).
+inline void finish_vector(const float *sums, int64_t parts, int64_t stride, int64_t channels, float *to) {
+    for (int64_t c = 0; c < channels; c += LANES) {
+        Floats sum = {};
+        for (int64_t part = 0; part < parts; ++part) sum += read<Floats>(sums + part * stride + c);
+        store(to + c, sum, channels - c);
+    }
+}
+
+// Sums for the gradients of a normalisation's weight and bias, whole vectors.
+struct NormSums {
+    float *weight, *bias;
+};
+
+// The gradient before a normalisation, of one pixel, from that behind it, whole vectors; `add`: is added, or null. What it
+// adds up to for the weight and the bias is added to `sums`.
+template <class X>
+void norm_gradient(const TileProduct &a, const Moments &moments, const X *x, const float *grad, const X *add,
+                   const NormSums &sums, X *to) {
+    Floats plain = {}, along = {};
+    const auto standard = [&](int64_t c) {
+        return first_lanes((load(x + c, a.inputs - c) - moments.mean) * moments.factor, a.inputs - c, 0.0f);
+    };
+    for (int64_t c = 0; c < a.inputs; c += LANES) {
+        const Floats value = read<Floats>(grad + c), at = standard(c), slope = value * load(a.norm_weight + c, a.inputs - c);
+        write(sums.bias + c, read<Floats>(sums.bias + c) + value);
+        write(sums.weight + c, read<Floats>(sums.weight + c) + value * at);
+        plain += slope;
+        along += slope * at;
+    }
+    const float mean = total(plain) / a.inputs, lean = total(along) / a.inputs;
+    for (int64_t c = 0; c < a.inputs; c += LANES) {
+        const Floats slope = read<Floats>(grad + c) * load(a.norm_weight + c, a.inputs - c);
+        Floats value = moments.factor * (slope - mean - lean * standard(c));
+        if (add) value += load(add + c, a.inputs - c);
+        store(to + c, value, a.inputs - c);
+    }
+}
+
+}  // namespace
+
+#endif
