@@ -26,19 +26,21 @@ def takes(x: Tensor, *weights: Tensor | None) -> bool:
     """
     if any(weight is not None and weight.dtype != torch.bfloat16 for weight in weights):
         return False
-    return _is_chosen(x) and ordinary('cpu', x, *weights)
+    return ordinary('cpu', x, *weights) and _is_chosen(x)
 
 
 def takes_cast(x: Tensor, *weights: Tensor | None) -> bool:
     """Whether it is once the weights, fp32 or bf16, are cast as autocast would; or were fake tensors real ones."""
-    fake = all(tensor is None or isinstance(tensor, FakeTensor) for tensor in (x, *weights))
-    if torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') != torch.bfloat16:
+    casts = torch.is_autocast_enabled('cpu')
+    if is_traced() or (casts and torch.get_autocast_dtype('cpu') != torch.bfloat16):
         return False
-    casts = (torch.bfloat16, torch.float32) if torch.is_autocast_enabled('cpu') else (torch.bfloat16,)
-    if any(weight is not None and weight.dtype not in casts for weight in weights) or not _is_chosen(x):
+    kinds = (torch.bfloat16, torch.float32) if casts else (torch.bfloat16,)
+    if any(weight is not None and weight.dtype not in kinds for weight in weights) or not _is_chosen(x):
         return False
+    if all(tensor is None or isinstance(tensor, FakeTensor) for tensor in (x, *weights)):
+        return True
     with torch.autocast('cpu', enabled=False):
-        return not is_traced() if fake else ordinary('cpu', x, *weights)
+        return ordinary('cpu', x, *weights)
 
 
 def _is_chosen(x: Tensor) -> bool:
