@@ -127,6 +127,22 @@ def largest_tile_error(library: ctypes.CDLL, inputs: int, outputs: int) -> float
     return max(_error(one, two) for one, two in pairs)
 
 
+def largest_linear_gradient_error(library: ctypes.CDLL, inputs: int, outputs: int) -> float:
+    """The same for the gradients of a normalised layer in bf16 by AMX, with a branch that is added."""
+    random = torch.Generator().manual_seed(0)
+    shapes = ((1, 5, 67, inputs), (1, 5, 67, outputs), (outputs, inputs), (1, 5, 67, outputs), (1, 1, 1, outputs))
+    x, grad, weight, *scaled = (torch.randn(shape, generator=random).bfloat16() for shape in shapes)
+    norm = Norm(torch.ones(inputs), torch.zeros(inputs), 1e-5)
+    found = tile_gradients.linear_gradient(
+        x, grad, Layer(weight), norm=norm, scaled=(scaled[0], scaled[1]), library=library
+    )
+    wide = [tensor.double().requires_grad_() for tensor in (x, weight, *scaled)]
+    made = F.linear(F.layer_norm(wide[0], (inputs,)), wide[1]) + wide[2] * wide[3]
+    expected = torch.autograd.grad(made, wide, grad.double())
+    pairs = zip((found.x, found.weight, found.features, found.factor), expected, strict=True)
+    return max(_error(one, other) for one, other in pairs if one is not None)
+
+
 def largest_block_error(library: ctypes.CDLL, channels: int, window: int) -> float:
     """The same for a block of windows in bf16 by AMX, of two heads."""
     random = torch.Generator().manual_seed(0)
@@ -164,6 +180,9 @@ def faults(library_file: Path) -> Iterator[str]:
         error = largest_block_error(library, outputs + outputs % 2, 4)
         if not error < 3e-2:
             yield f'a block by AMX, {outputs + outputs % 2} channels: error {error}, bound 3e-2'
+        error = largest_linear_gradient_error(library, inputs, outputs)
+        if not error < 3e-2:
+            yield f'gradients of a layer by AMX, {inputs} to {outputs} channels: error {error}, bound 3e-2'
         error = largest_feed_forward_error(library, inputs, outputs, amx=True)
         if not error < 3e-2:
             yield f'gradients of an MLP by AMX, {inputs} channels, {outputs} hidden: error {error}, bound 3e-2'

@@ -25,7 +25,7 @@ HEADERS = tuple(
     for name in (
         *('memory', 'vectors', 'gelu', 'windows', 'tiles', 'gradient_tokens', 'window_gradient', 'tile_gradient'),
         *('attend', 'tile_weights', 'tile_product', 'tile_convolution', 'tile_block'),
-        *('tile_sums', 'tile_feed_forward_gradient'),
+        *('tile_sums', 'tile_linear_gradient', 'tile_feed_forward_gradient'),
         *('product', 'feed_forward_gradient', 'winograd', 'winograd_gradient'),
     )
 )
@@ -118,6 +118,16 @@ class WindowBlockArguments(ctypes.Structure):
         ('attention', WindowAttentionArguments),
         *((name, TileProductArguments) for name in ('queries', 'projection', 'up', 'down')),
         *((name, ctypes.c_void_p) for name in ('branch', 'factor')),
+    )
+
+
+class TileLinearGradientArguments(ctypes.Structure):
+    """The struct TileLinearGradient of tile_linear_gradient.hpp."""
+
+    _fields_ = (
+        *((name, TileProductArguments) for name in ('layer', 'back')),
+        *((name, ctypes.c_void_p) for name in ('d_weight', 'd_bias', 'd_norm_weight', 'd_norm_bias')),
+        *((name, ctypes.c_void_p) for name in ('d_scaled', 'd_factor')),
     )
 
 
@@ -232,6 +242,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.hat_window_block.argtypes = [ctypes.POINTER(WindowBlockArguments)]
     library.hat_convolution_gradient.argtypes = [ctypes.POINTER(ConvolutionGradientArguments)]
     library.hat_feed_forward_gradient.argtypes = [ctypes.POINTER(FeedForwardGradientArguments)]
+    library.hat_tile_linear_gradient.argtypes = [ctypes.POINTER(TileLinearGradientArguments)]
     library.hat_tile_feed_forward_gradient.argtypes = [ctypes.POINTER(TileFeedForwardGradientArguments)]
     library.hat_gather_bias.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 5]
     library.hat_bf16_way.argtypes = [ctypes.c_int]
@@ -239,7 +250,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     for name in (
         *('hat_window_attention', 'hat_window_attention_gradient', 'hat_gather_bias', 'hat_bf16_way', 'hat_product'),
         *('hat_tile_product', 'hat_window_block', 'hat_convolution_gradient', 'hat_feed_forward_gradient'),
-        *('hat_tile_feed_forward_gradient', 'hat_vector_bits'),
+        *('hat_tile_linear_gradient', 'hat_tile_feed_forward_gradient', 'hat_vector_bits'),
     ):
         getattr(library, name).restype = ctypes.c_int
     return library

@@ -144,21 +144,14 @@ void differentiate(const TileFeedForwardGradient &g, const PackedWeights<3> &wei
     by.down.add(room.grad_turned, room.hidden_pairs, step, sums + by.at_down());
 }
 
-// Pixels fall into as many parts as there are threads; what the parts add up to is added in their order.
 template <class X> int run_tile_feed_forward_gradient(const TileFeedForwardGradient &g) {
     const TileProduct *const products[] = {&g.up, &g.from_down, &g.from_up};
     const PackedWeights<3> weights(products);
     const FeedForwardGradientSums by(g.up);
-    const int64_t threads = g.up.threads, each = up((g.up.pixels + threads - 1) / threads, PIXELS);
-    const int64_t parts = (g.up.pixels + each - 1) / each, size = by.size();
-    Arena memory;
-    float *sums;
-    for (int pass = 0; pass < 2; ++pass) {
-        memory.take(sums, parts * size);
-        if (!weights.ready || (!pass && !memory.allocate())) return 1;
-    }
+    const Parts parts(g.up, by.size());
+    if (!weights.ready || !parts.ready) return 1;
     int failed = 0;
-#pragma omp parallel num_threads(static_cast<int>(threads)) reduction(| : failed)
+#pragma omp parallel num_threads(static_cast<int>(g.up.threads)) reduction(| : failed)
     {
         const NoDenormals none;
         const TileSetting setting;
@@ -167,25 +160,22 @@ template <class X> int run_tile_feed_forward_gradient(const TileFeedForwardGradi
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < weights.tiles; ++n) weights.pack(n);
 #pragma omp for schedule(static, 1)
-        for (int64_t part = 0; part < parts; ++part) {
-            if (!room.ready) continue;
-            float *own = sums + part * size;
-            std::memset(own, 0, size * sizeof(float));
-            const int64_t end = std::min(g.up.pixels, (part + 1) * each);
-            for (int64_t first = part * each; first < end; first += SPAN)
-                differentiate<X>(g, weights, by, room, first, std::min(SPAN, end - first), own);
-        }
+        for (int64_t part = 0; part < parts.count; ++part)
+            if (room.ready)
+                parts.each_span(part, [&](int64_t first, int64_t count, float *sums) {
+                    differentiate<X>(g, weights, by, room, first, count, sums);
+                });
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < g.up.inputs; ++row) {
-            by.up.finish(sums, parts, size, row, g.d_up);
-            by.down.finish(sums + by.at_down(), parts, size, row, g.d_down);
+            by.up.finish(parts, 0, row, g.d_up);
+            by.down.finish(parts, by.at_down(), row, g.d_down);
         }
 #pragma omp single
         {
-            finish_vector(sums + by.at_up_bias(), parts, size, g.up.outputs, g.d_up_bias);
-            finish_vector(sums + by.at_down_bias(), parts, size, g.up.inputs, g.d_down_bias);
-            finish_vector(sums + by.at_norm_weight(), parts, size, g.up.inputs, g.d_norm_weight);
-            finish_vector(sums + by.at_norm_bias(), parts, size, g.up.inputs, g.d_norm_bias);
+            parts.finish(by.at_up_bias(), g.up.outputs, g.d_up_bias);
+            parts.finish(by.at_down_bias(), g.up.inputs, g.d_down_bias);
+            parts.finish(by.at_norm_weight(), g.up.inputs, g.d_norm_weight);
+            parts.finish(by.at_norm_bias(), g.up.inputs, g.d_norm_bias);
         }
     }
     return failed;

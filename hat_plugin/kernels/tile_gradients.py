@@ -3,13 +3,89 @@
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hat_plugin.kernels.library import TileFeedForwardGradientArguments, require
+from hat_plugin.kernels.library import TileFeedForwardGradientArguments, TileLinearGradientArguments, require
 from hat_plugin.kernels.operands import Layer, Norm, check_fused, turned
-from hat_plugin.kernels.tile_products import arguments, check
+from hat_plugin.kernels.tile_products import add_scaled, address, arguments, check
+
+
+class LinearGradients(NamedTuple):
+    """Those of `tile_products.linear`'s operands, in fp32 but for x and features; None where there is no such operand.
+
+    Attributes:
+        x: like x.
+        weight: (outputs, C).
+        bias: (outputs), also where there is none.
+        norm_weight: (C).
+        norm_bias: (C).
+        features: (B, ..., outputs), bf16.
+        factor: like the factor.
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    features: Tensor | None
+    factor: Tensor | None
+
+
+def linear_gradient(
+    x: Tensor,
+    grad: Tensor,
+    layer: Layer,
+    *,
+    norm: Norm | None = None,
+    add: Tensor | None = None,
+    scaled: tuple[Tensor, Tensor] | None = None,
+    library: ctypes.CDLL | None = None,
+) -> LinearGradients:
+    """The gradients of `tile_products.linear`, the same from run to run by as many threads.
+
+    Args:
+        x: as there, (B, ..., C).
+        grad: of the result, (B, ..., outputs), fp32 or bf16.
+        layer: as there.
+        norm: as there.
+        add: a gradient of norm(x) that comes from elsewhere, like x, in bf16.
+        scaled: as there: features, and the factor of each of their channels, (B or 1, ..., outputs).
+        library: the kernels; None for those of this machine.
+
+    Raises:
+        ValueError: the operands do not fit each other.
+        RuntimeError: memory ran out, or there is no AMX.
+    """
+    check_fused(x, (layer,), norm, grad, scaled)
+    if add is not None and (add.shape != x.shape or add.dtype != torch.bfloat16):
+        raise ValueError(f'add {tuple(add.shape)}, {add.dtype}: give {tuple(x.shape)}, bf16')
+    outputs, inputs = layer.weight.shape
+    x = x.contiguous()
+    kept: list[Tensor] = [x]
+    call = TileLinearGradientArguments(
+        layer=arguments(x, layer, norm, kept),
+        back=arguments(grad.contiguous(), Layer(turned(layer.weight)), None, kept),
+    )
+
+    def made(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        kept.append(x.new_empty(shape, dtype=dtype))
+        return kept[-1]
+
+    of_x, of_weight, of_bias = made(*x.shape, dtype=x.dtype), made(inputs, outputs), made(outputs)
+    of_norm = (None, None) if norm is None else (made(inputs), made(inputs))
+    of_scaled = (None, None) if scaled is None else (made(*grad.shape, dtype=torch.bfloat16), made(*scaled[1].shape))
+    add_scaled(call.layer, scaled, kept)
+    call.back.out, call.back.add = of_x.data_ptr(), address(add, kept)
+    names = 'd_weight', 'd_bias', 'd_norm_weight', 'd_norm_bias', 'd_scaled', 'd_factor'
+    for name, result in zip(names, (of_weight, of_bias, *of_norm, *of_scaled), strict=True):
+        setattr(call, name, address(result, kept))
+    failed = (library or require()).hat_tile_linear_gradient(ctypes.byref(call))
+    check(failed, "a layer's gradients", call.layer.pixels)
+    return LinearGradients(of_x, turned(of_weight).contiguous(), of_bias, *of_norm, *of_scaled)
 
 
 def feed_forward_gradient(

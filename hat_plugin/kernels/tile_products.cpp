@@ -1,9 +1,10 @@
-// Linear layers, 3x3 convolutions, whole transformer blocks and an MLP's gradients in bf16 by AMX (tile_product.hpp,
-// tile_convolution.hpp, tile_block.hpp, tile_feed_forward_gradient.hpp).
+// Linear layers, 3x3 convolutions and whole transformer blocks in bf16 by AMX (tile_product.hpp, tile_convolution.hpp,
+// tile_block.hpp), and gradients of linear layers and of MLPs (tile_linear_gradient.hpp, tile_feed_forward_gradient.hpp).
 
 #include "tile_block.hpp"
 #include "tile_convolution.hpp"
 #include "tile_feed_forward_gradient.hpp"
+#include "tile_linear_gradient.hpp"
 
 #if defined(HAT_TILES)
 
@@ -11,6 +12,10 @@ namespace {
 
 template <class X, class O> int run_tiles(const TileProduct &a, const TileProduct *next) {
     return a.taps == 9 ? run_tile_convolution<X, O>(a) : run_tile_product<X, O>(a, next);
+}
+
+template <class X> int run_linear_gradient(const TileLinearGradient &g) {
+    return g.back.half_x ? run_tile_linear_gradient<X, bf16>(g) : run_tile_linear_gradient<X, float>(g);
 }
 
 template <class X> int run_block(const WindowBlock &b) {
@@ -46,6 +51,15 @@ extern "C" int hat_tile_feed_forward_gradient(const TileFeedForwardGradient *g) 
 #if defined(HAT_TILES)
     if (!tiles_are_there()) return 2;
     return g->up.half_x ? run_tile_feed_forward_gradient<bf16>(*g) : run_tile_feed_forward_gradient<float>(*g);
+#else
+    return (void)g, 2;
+#endif
+}
+
+extern "C" int hat_tile_linear_gradient(const TileLinearGradient *g) {
+#if defined(HAT_TILES)
+    if (!tiles_are_there()) return 2;
+    return g->layer.half_x ? run_linear_gradient<bf16>(*g) : run_linear_gradient<float>(*g);
 #else
     return (void)g, 2;
 #endif

@@ -77,11 +77,7 @@ def linear(
     call.out, call.half_out = out.data_ptr(), out.dtype == torch.bfloat16
     call.normed = None if norm is None else normed.data_ptr()
     call.add = address(add, kept)
-    if scaled is not None:
-        samples = scaled[1].numel() // outputs
-        call.image = call.pixels // samples
-        call.scaled = address(scaled[0].to(torch.bfloat16), kept)
-        call.factor = address(scaled[1].float(), kept)
+    add_scaled(call, scaled, kept)
     _run(library, call, None)
     return out, normed
 
@@ -186,6 +182,14 @@ def arguments(x: Tensor, layer: Layer, norm: Norm | None, kept: list[Tensor]) ->
         call.norm_weight, call.norm_bias = address(norm.weight.float(), kept), address(norm.bias.float(), kept)
         call.eps = norm.eps
     return call
+
+
+def add_scaled(call: TileProductArguments, scaled: tuple[Tensor, Tensor] | None, kept: list[Tensor]) -> None:
+    """Let a layer have features added to its result, times the factor of each channel; None: nothing."""
+    if scaled is not None:
+        call.image = call.pixels * call.outputs // scaled[1].numel()
+        call.scaled = address(scaled[0].to(torch.bfloat16), kept)
+        call.factor = address(scaled[1].float(), kept)
 
 
 def address(tensor: Tensor | None, kept: list[Tensor]) -> int | None:

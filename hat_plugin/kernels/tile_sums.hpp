@@ -66,6 +66,43 @@ inline void add_square(const uint32_t *left, const uint32_t *right, int64_t next
     if (TALL && WIDE) store_tile<3>(sums + 3 * TILE, 4 * SIDE);
 }
 
+// Pixels fall into as many parts as there are threads; what each adds up to, `size` numbers, is added in their order.
+class Parts {
+    Arena memory;
+    float *sums;
+    int64_t pixels, each, size;
+
+  public:
+    int64_t count;
+    bool ready;
+
+    Parts(const TileProduct &a, int64_t size)
+        : pixels(a.pixels), each(up((a.pixels + a.threads - 1) / a.threads, PIXELS)), size(up(size, SIDE)),
+          count((a.pixels + each - 1) / each) {
+        for (int pass = 0; pass < 2; ++pass) {
+            memory.take(sums, count * this->size);
+            if (!pass) ready = memory.allocate();
+            if (!ready) return;
+        }
+    }
+    // use(first, count, sums) for the spans of a part, whose sums begin with zeros.
+    template <class Use> void each_span(int64_t part, const Use &use) const {
+        float *own = sums + part * size;
+        std::memset(own, 0, size * sizeof(float));
+        const int64_t end = std::min(pixels, (part + 1) * each);
+        for (int64_t first = part * each; first < end; first += SPAN) use(first, std::min(SPAN, end - first), own);
+    }
+    // A vector of all parts together.
+    Floats sum(int64_t place) const {
+        Floats all = {};
+        for (int64_t part = 0; part < count; ++part) all += read<Floats>(sums + part * size + place);
+        return all;
+    }
+    void finish(int64_t place, int64_t channels, float *to) const {
+        for (int64_t c = 0; c < channels; c += LANES) store(to + c, sum(place + c), channels - c);
+    }
+};
+
 // A gradient while it is summed up: squares of two tiles by two, (rows / 32, columns / 32, 2, 2, 16, 16).
 struct TileSums {
     int64_t rows, columns, tall, wide;  // tall, wide: in tiles
@@ -85,27 +122,16 @@ struct TileSums {
                 else add_square<false, false>(left, beside, next, steps, sums);
             }
     }
-    // One row of the gradient, of `parts` such sums that lie `stride` apart.
-    void finish(const float *sums, int64_t parts, int64_t stride, int64_t row, float *to) const {
+    // One row of the gradient, from such sums at `place` of each part.
+    void finish(const Parts &parts, int64_t place, int64_t row, float *to) const {
         const int64_t tile = row / SIDE;
         for (int64_t c = 0; c < columns; c += LANES) {
             const int64_t beside = c / SIDE, square = tile / 2 * (up(wide, 2) / 2) + beside / 2;
             const int64_t at = (square * 4 + tile % 2 * 2 + beside % 2) * TILE + row % SIDE * SIDE + c % SIDE;
-            Floats sum = {};
-            for (int64_t part = 0; part < parts; ++part) sum += read<Floats>(sums + part * stride + at);
-            store(to + row * columns + c, sum, columns - c);
+            store(to + row * columns + c, parts.sum(place + at), columns - c);
         }
     }
 };
-
-// Sums of vectors over pixels, of several parts: (channels).
-inline void finish_vector(const float *sums, int64_t parts, int64_t stride, int64_t channels, float *to) {
-    for (int64_t c = 0; c < channels; c += LANES) {
-        Floats sum = {};
-        for (int64_t part = 0; part < parts; ++part) sum += read<Floats>(sums + part * stride + c);
-        store(to + c, sum, channels - c);
-    }
-}
 
 // Sums for the gradients of a normalisation's weight and bias, whole vectors.
 struct NormSums {

@@ -65,9 +65,13 @@ class HAB(nn.Module):
             whole = prefers_whole(x, self.attn.relative_position_bias_table)
             return self._whole(x, tables) if whole else self._in_strips(x, tables)
         qkv, compressed = through(x, self.norm1, self.attn.qkv, self.conv_block.first)
-        attended = self.attn.projected(self.attn.attended_pixels(qkv, tables.self_index, tables.masks, self.shift_size))
-        branch = self.conv_block.expand(compressed)
-        x = x + torch.add(self.drop_path(attended), branch, alpha=self.conv_scale)
+        attended = self.attn.attended_pixels(qkv, tables.self_index, tables.masks, self.shift_size)
+        features, weights = self.conv_block.expand(compressed)
+        branch = features, weights * self.conv_scale
+        if self.training and (self.drop_path.drop_prob or self.attn.proj_drop.p):
+            x = x + torch.addcmul(self.drop_path(self.attn.projected(attended)), *branch)
+        else:
+            x = add_linear(x, attended, self.attn.proj, branch)
         return add_feed_forward(x, self.norm2, self.mlp, self.drop_path)
 
     def _by_one_kernel(self, x: Tensor, tables: WindowTables, layers: BlockLayers) -> Tensor:

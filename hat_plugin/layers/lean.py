@@ -9,7 +9,7 @@ Under torch.compile the compiler decides that by itself, and layers run as they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hat_plugin.kernels import tile_gradients, tile_products
 from hat_plugin.kernels.fused_products import kernels_for
 from hat_plugin.kernels.operands import Layer, Norm, is_traced
 from hat_plugin.layers.convolution import Conv2d, Geometry, convolution_gradients, convolve
-from hat_plugin.layers.linear import Linear, linear, normed_linear
+from hat_plugin.layers.linear import Linear, is_hooked, linear, normed_linear
 from hat_plugin.layers.strips import like_weights
 
 _LINEAR, _CONVOLUTIONS = (nn.Linear, Linear), (nn.Conv2d, Conv2d)
@@ -46,7 +47,6 @@ def through(x: Tensor, step: nn.Module, *layers: nn.Module) -> tuple[Tensor, ...
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
-    weights = [None if tensor is None else tensor.to(dtype) for tensor in weights]
     geometries = tuple(reader.geometry for reader in readers if reader)
     recipe = _Recipe(made.function, len(made.parameters), geometries, dtype)
     with torch.autocast(kind, enabled=False):
@@ -63,7 +63,7 @@ def is_plain(module: nn.Module) -> bool:
         known = module.approximate == 'none'
     else:
         known = kind in _LINEAR or kind is nn.LayerNorm or kind is nn.Identity
-    return known and not _is_hooked(module)
+    return known and not is_hooked(module)
 
 
 def _as_they_are(x: Tensor, step: nn.Module, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
@@ -82,11 +82,6 @@ def _as_they_are(x: Tensor, step: nn.Module, layers: Sequence[nn.Module]) -> tup
         else:
             results.append(layer(like_weights(y, layer)))
     return tuple(results)
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks)
 
 
 class _Made(NamedTuple):
@@ -140,9 +135,16 @@ class _Recipe(NamedTuple):
     geometries: tuple[Geometry | None, ...]
     dtype: torch.dtype
 
-    def readers(self, tensors: Sequence[Tensor | None]) -> Iterator[_Reader]:
-        weights = tensors[self.parameters :]
-        return (_Reader(*pair) for pair in zip(weights[::2], weights[1::2], self.geometries, strict=True))
+    def readers(self, tensors: Sequence[Tensor | None]) -> list[_Reader]:
+        """The layers, in dtype."""
+        weights = [None if tensor is None else tensor.to(self.dtype) for tensor in tensors[self.parameters :]]
+        return [_Reader(*pair) for pair in zip(weights[::2], weights[1::2], self.geometries, strict=True)]
+
+    def norm(self, tensors: Sequence[Tensor | None]) -> Norm | None:
+        """The step, if it is a layer normalisation with a weight and a bias."""
+        if not isinstance(self.step, _LayerNorm) or tensors[0] is None or tensors[1] is None:
+            return None
+        return Norm(tensors[0], tensors[1], self.step.eps)
 
     def compute(self, x: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """By torch's operators, with all gradients."""
@@ -166,7 +168,7 @@ class _Through(torch.autograd.Function):
     def forward(ctx: Any, recipe: _Recipe, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         ctx.recipe = recipe
         ctx.save_for_backward(x, *tensors)
-        readers = list(recipe.readers(tensors))
+        readers = recipe.readers(tensors)
         results: list[Tensor] = []
         fused = _fused(recipe, x, tensors, readers)
         if fused is not None:
@@ -191,29 +193,68 @@ class _Through(torch.autograd.Function):
             if torch.is_grad_enabled():  # a gradient of this gradient may be asked for
                 wanted = [tensor for tensor, want in zip(inputs, needed, strict=True) if want]
                 results = recipe.compute(inputs[0], inputs[1:])
-                found = iter(torch.autograd.grad(results, wanted, grads, create_graph=True))
-                return None, *(next(found) if want else None for want in needed)
-            first = 1 + recipe.parameters
-            known = [
-                tensor.detach().requires_grad_(want) if tensor is not None else None
-                for tensor, want in zip(inputs[:first], needed, strict=False)
-            ]
-            with torch.enable_grad():
-                y = recipe.step(*known)
-            image = y.detach().to(recipe.dtype)
-            total: Tensor | None = None
-            of_weights: list[Tensor | None] = []
-            step_wanted = any(needed[:first])
-            readers = recipe.readers(inputs[1:])
-            for number, (grad, reader) in enumerate(zip(grads, readers, strict=True)):
-                at = first + 2 * number
-                of_image, *of_layer = _reader_gradients(image, grad, reader, (step_wanted, needed[at], needed[at + 1]))
-                of_weights += of_layer
-                if of_image is not None:  # sums are the step's in dtype; a gradient that came in is not written to
-                    total = of_image.to(y.dtype) if total is None else total + of_image
-            leaves = [tensor for tensor in known if tensor is not None and tensor.requires_grad]
-            found = iter(torch.autograd.grad(y, leaves, total) if total is not None else ())
-        return None, *(next(found) if want else None for want in needed[:first]), *of_weights
+                slopes = iter(torch.autograd.grad(results, wanted, grads, create_graph=True))
+                return None, *(next(slopes) if want else None for want in needed)
+            found = _fused_gradients(recipe, inputs, grads, needed) or _gradients(recipe, inputs, grads, needed)
+        gradients: list[Tensor | None] = [None]
+        for gradient, tensor, want in zip(found, inputs, needed, strict=True):
+            gradients.append(gradient.to(tensor.dtype) if gradient is not None and want else None)
+        return tuple(gradients)
+
+
+def _gradients(
+    recipe: _Recipe, inputs: Sequence[Tensor | None], grads: Sequence[Tensor], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """`_Through.backward` without gradients of its own, step by step."""
+    first = 1 + recipe.parameters
+    known = [
+        tensor.detach().requires_grad_(want) if tensor is not None else None
+        for tensor, want in zip(inputs[:first], needed, strict=False)
+    ]
+    with torch.enable_grad():
+        y = recipe.step(*known)
+    readers = recipe.readers(inputs[1:])
+    wanted = [any(needed[:first]), *needed[first:]]
+    total, of_weights = _gradients_of_readers(y.detach().to(recipe.dtype), readers, grads, wanted, y.dtype)
+    leaves = [tensor for tensor in known if tensor is not None and tensor.requires_grad]
+    found = iter(torch.autograd.grad(y, leaves, total) if total is not None else ())
+    return [*(next(found, None) if want else None for want in needed[:first]), *of_weights]
+
+
+def _gradients_of_readers(
+    image: Tensor, readers: Sequence[_Reader], grads: Sequence[Tensor], needed: Sequence[bool], dtype: torch.dtype
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradient of what layers read, in dtype, and those of their weights and biases, each where it is needed."""
+    total: Tensor | None = None
+    of_weights: list[Tensor | None] = []
+    for number, (grad, reader) in enumerate(zip(grads, readers, strict=True)):
+        at = 1 + 2 * number
+        more, *of_layer = _reader_gradients(image, grad, reader, (needed[0], needed[at], needed[at + 1]))
+        of_weights += of_layer
+        if more is not None:  # a gradient that came in is not written to
+            total = more.to(dtype) if total is None else total + more
+    return total, of_weights
+
+
+def _fused_gradients(
+    recipe: _Recipe, inputs: Sequence[Tensor | None], grads: Sequence[Tensor], needed: Sequence[bool]
+) -> list[Tensor | None] | None:
+    """`_gradients` where those of a normalisation and of the first layer come from one kernel; else None."""
+    x, *tensors = inputs
+    norm, (first, *others) = recipe.norm(tensors), recipe.readers(tensors)
+    itself = any(reader.weight is None for reader in (first, *others))
+    if x is None or norm is None or itself or first.geometry is not None or not all(needed[:3]):
+        return None
+    assert first.weight is not None
+    if not tile_products.takes(x, first.weight, first.bias, grads[0]):
+        return None
+    total: Tensor | None = None
+    of_weights: list[Tensor | None] = []
+    if others:
+        image = recipe.step(x, *norm[:2]).to(recipe.dtype)
+        total, of_weights = _gradients_of_readers(image, others, grads[1:], [True, *needed[5:]], recipe.dtype)
+    of_layer = tile_gradients.linear_gradient(x, grads[0], Layer(first.weight, first.bias), norm=norm, add=total)
+    return [of_layer.x, of_layer.norm_weight, of_layer.norm_bias, of_layer.weight, of_layer.bias, *of_weights]
 
 
 def _fused(
@@ -221,14 +262,12 @@ def _fused(
 ) -> tuple[Tensor, Tensor] | None:
     """The first layer's result, and the step's, by one kernel where there is one."""
     weight, bias, geometry = readers[0]
-    itself = any(reader.weight is None for reader in readers)
-    if itself or weight is None or geometry is not None or not isinstance(recipe.step, _LayerNorm):
+    itself, norm = any(reader.weight is None for reader in readers), recipe.norm(tensors)
+    if itself or norm is None or weight is None or geometry is not None:
         return None
-    scale, offset = tensors[:2]
     kernels = kernels_for(x, weight, bias)
-    if kernels is None or scale is None or offset is None:
+    if kernels is None:
         return None
-    norm = Norm(scale, offset, recipe.step.eps)
     fused: tuple[Tensor, Tensor] = kernels.linear(x, Layer(weight, bias), norm=norm)
     return fused
 

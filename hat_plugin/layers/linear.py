@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hat_plugin.kernels import products
+from hat_plugin.kernels import products, tile_gradients, tile_products
 from hat_plugin.kernels.fused_products import kernels_for
 from hat_plugin.kernels.operands import Layer, Norm, is_traced
 from hat_plugin.layers.strips import like_weights
@@ -62,8 +65,14 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody waits for calls of a module."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks)
+
+
 def add_linear(total: Tensor, x: Tensor, layer: nn.Linear, scaled: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """total + layer(x) + scaled[0] * scaled[1], in inference by one kernel where there is one.
+    """total + layer(x) + scaled[0] * scaled[1]; by one kernel where there is one, in training on the CPU alone.
 
     Args:
         total: (..., channels out), contiguous for the kernel to be taken; its dtype is the result's.
@@ -74,22 +83,81 @@ def add_linear(total: Tensor, x: Tensor, layer: nn.Linear, scaled: tuple[Tensor,
     Returns:
         A tensor like total.
     """
-    operands = (total, x, layer.weight, layer.bias, *(scaled or ()))
-    if not torch.is_grad_enabled() and products.takes(*operands):
+    if torch.is_grad_enabled():
+        return _add_linear_with_gradients(total, x, layer, scaled)
+    return _add_linear(total, x, layer, layer.weight, layer.bias, scaled)
+
+
+def _add_linear(
+    total: Tensor,
+    x: Tensor,
+    layer: Callable[[Tensor], Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    scaled: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """`add_linear` without gradients; layer: computes it where no kernel does."""
+    if products.takes(total, x, weight, bias, *(scaled or ())):
         image, before = (tensor if tensor.ndim == 4 else tensor[None] for tensor in (x, total))
         channels = before.shape[3]
         branch = scaled and (scaled[0].view(before.shape), scaled[1].reshape(-1, channels))
-        after = Layer(layer.weight, layer.bias)
-        return products.product(image, after, add=before, scaled=branch).view(total.shape)
-    kernels = kernels_for(total, layer.weight, layer.bias)
-    if kernels is not None and x.dtype == layer.weight.dtype:
-        fused: Tensor = kernels.linear(x, Layer(layer.weight, layer.bias), add=total, scaled=scaled)[0]
+        return products.product(image, Layer(weight, bias), add=before, scaled=branch).view(total.shape)
+    kernels = kernels_for(total, weight, bias)
+    if kernels is not None and x.dtype == weight.dtype:
+        fused: Tensor = kernels.linear(x, Layer(weight, bias), add=total, scaled=scaled)[0]
         return fused
-    result = total + layer(like_weights(x, layer))
-    if scaled is None:
-        return result
-    features, factor = (part.to(result.dtype) for part in scaled)
-    return torch.addcmul(result, features, factor) if torch.is_grad_enabled() else result.addcmul_(features, factor)
+    result = total + layer(x.to(weight.dtype))
+    return result if scaled is None else result.addcmul_(*(part.to(result.dtype) for part in scaled))
+
+
+def _add_linear_with_gradients(
+    total: Tensor, x: Tensor, layer: nn.Linear, scaled: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """`add_linear` in training: on the CPU its sums are made at once, too, and their gradients from few passes."""
+    if total.device.type == 'cpu' and type(layer) in (nn.Linear, Linear) and not is_hooked(layer) and not is_traced():
+        dtype = layer.weight.dtype
+        if torch.is_autocast_enabled('cpu') and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype('cpu')
+        parts = [part.to(dtype) for part in (x, *(scaled or ()))]
+        with torch.autocast('cpu', enabled=False):
+            together: Tensor = _AddLinear.apply(total, parts[0], layer.weight, layer.bias, *parts[1:])
+        return together
+    y = layer(like_weights(x, layer))
+    return total + (y if scaled is None else torch.addcmul(y, *(part.to(y.dtype) for part in scaled)))
+
+
+class _AddLinear(torch.autograd.Function):
+    """total + x weight^T + bias + features * factor, all but total in x's type once weights are cast to it."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *scaled: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, bias, *scaled)
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        branch = (scaled[0], scaled[1]) if scaled else None
+        return _add_linear(total, x, functools.partial(F.linear, weight=weight, bias=bias), weight, bias, branch)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, *scaled = ctx.saved_tensors
+        half, wanted = weight.to(x.dtype), ctx.needs_input_grad
+        with torch.autocast('cpu', enabled=False):
+            if not torch.is_grad_enabled() and all(wanted[1:3]) and tile_products.takes(x, half, *scaled):
+                found = tile_gradients.linear_gradient(x, grad, Layer(half), scaled=tuple(scaled) or None)
+                of_bias = None if bias is None else found.bias.to(bias.dtype)
+                if found.features is None or found.factor is None:
+                    return grad, found.x, found.weight.to(weight.dtype), of_bias
+                return grad, found.x, found.weight.to(weight.dtype), of_bias, found.features, found.factor.to(x.dtype)
+            near = grad.to(x.dtype)  # what follows has gradients itself, should they be asked for
+            rows = near.reshape(-1, near.shape[-1])
+            of_x = near @ half if wanted[1] else None
+            of_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype) if wanted[2] else None
+            of_bias = rows.sum(0).to(bias.dtype) if bias is not None and wanted[3] else None
+            if not scaled:
+                return grad, of_x, of_weight, of_bias
+            features, factor = scaled
+            of_features = near * factor if wanted[4] else None
+            of_factor = (near * features).sum_to_size(factor.shape) if wanted[5] else None
+            return grad, of_x, of_weight, of_bias, of_features, of_factor
 
 
 def normed_linear(x: Tensor, norm: nn.Module, layer: nn.Linear | Layer) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ that of the HAT paper (CVPR 2023), section 3.2.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from hat_plugin.kernels.operands import Norm
 from hat_plugin.layers.convolution import Conv2d
 from hat_plugin.layers.lean import through
+from hat_plugin.layers.linear import is_hooked
 from hat_plugin.layers.strips import like_weights, map_rows, strips_of_rows
 
 
@@ -54,7 +57,7 @@ class ChannelAttention(nn.Module):
             seen: Tensor = self.attention(like_weights(x, down).permute(0, 3, 1, 2))
             return seen.permute(0, 2, 3, 1)
         if means is None:
-            means = x.mean((1, 2)) if x.is_cuda else x.mean(1).mean(1)  # a CPU takes a fifth of the time, in bf16
+            means = _Means.apply(x)
         means = like_weights(means, down)
         y = F.linear(means, down.weight.flatten(1), down.bias)  # less to launch than convolutions of a pixel
         return F.linear(F.relu(y), up.weight.flatten(1), up.bias).sigmoid()[:, None, None]
@@ -91,11 +94,14 @@ class CAB(nn.Module):
         """The convolution to few channels."""
         return self.cab[0]
 
-    def expand(self, compressed: Tensor) -> Tensor:
-        """The rest of the block, from what `first` made: (B, H, W, few) to (B, H, W, C)."""
+    def expand(self, compressed: Tensor) -> tuple[Tensor, Tensor]:
+        """The rest of the block, from what `first` made, but for its last product, as in `in_strips`."""
         _, act, second, weigh = self.cab
         (features,) = through(compressed, act, second)
-        return weigh(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if isinstance(weigh, ChannelAttention) and not any(map(is_hooked, weigh.modules())):
+            return features, weigh.weights(features)
+        features = weigh(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return features, features.new_ones(1, 1, 1, features.shape[-1])
 
     def in_strips(self, x: Tensor, prepare: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """The block for inference, its last product left to the caller, who reads the features anyway.
@@ -147,6 +153,20 @@ class CAB(nn.Module):
             return second.over_image(few), None
         means = x.new_empty(x.shape[0], second.out_channels, dtype=torch.float32)
         return second.over_image(few, dtype=x.dtype, means=means), means
+
+
+class _Means(torch.autograd.Function):
+    """Those of each channel, (B, H, W, C) to (B, C); their gradient is one number a channel, and copied nowhere."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        return x.mean((1, 2)) if x.is_cuda else x.mean(1).mean(1)  # a CPU takes a fifth of the time, in bf16
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        _, height, width, _ = ctx.shape
+        return (grad / (height * width))[:, None, None].expand(ctx.shape)
 
 
 NORMS = ('none', 'instance', 'batch')

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from compared import error
 from tiles import in_use, normalisation, random
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from hat_plugin.engine.memory import estimate_training_bytes, is_out_of_memory
 from hat_plugin.kernels.feed_forward import feed_forward, plain_feed_forward
 from hat_plugin.kernels.operands import Layer, Norm
 from hat_plugin.kernels.products import products_by
-from hat_plugin.kernels.tile_gradients import feed_forward_gradient
+from hat_plugin.kernels.tile_gradients import feed_forward_gradient, linear_gradient
 from hat_plugin.layers.feed_forward import Mlp, add_feed_forward
 from hat_plugin.layers.residual import DropPath
 
@@ -35,6 +37,44 @@ def wide(x: Tensor, norm: Norm, up: Layer, down: Layer) -> list[Tensor]:
     """Leaves in fp64."""
     tensors = x, norm.weight, norm.bias, up.weight, up.bias, down.weight, down.bias
     return [tensor.double().requires_grad_() for tensor in tensors if tensor is not None]
+
+
+# What goes round a layer, the types of its input and of its result's gradient.
+AROUND = [
+    ('norm', torch.float32, torch.bfloat16), ('norm', torch.bfloat16, torch.bfloat16),
+    ('scaled', torch.bfloat16, torch.float32), ('scaled', torch.bfloat16, torch.bfloat16),
+    ('nothing', torch.float32, torch.float32),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('around', 'stream', 'kind'), AROUND)
+@pytest.mark.parametrize(
+    'size', [(1, 20, 30, 180, 540), (2, 7, 9, 13, 5), (3, 5, 31, 33, 48), (1, 1, 1, 3, 3), (1, 1, 257, 16, 17)], ids=str
+)
+def test_a_layer(amx, size: tuple[int, ...], around: str, stream: torch.dtype, kind: torch.dtype) -> None:
+    """Of a normalised input, of which something else has a gradient, too; with a branch added times a factor."""
+    *image, inputs, outputs = size
+    x, grad = (random(*image, inputs, seed=0) * 3 + 1).to(stream), random(*image, outputs, seed=8).to(kind)
+    layer = Layer(random(outputs, inputs, seed=1) / inputs**0.5, random(outputs, seed=2))
+    named: dict[str, Any] = {}
+    leaves = [tensor.double().requires_grad_() for tensor in (x, layer.weight, layer.bias)]
+    y = leaves[0]
+    if around == 'norm':
+        named = {'norm': normalisation(inputs), 'add': random(*image, inputs, seed=9)}
+        leaves += [tensor.double().requires_grad_() for tensor in named['norm'][:2]]
+        y = F.layer_norm(y, (inputs,), *leaves[3:], 1e-5)
+    total = (F.linear(y, *leaves[1:3]) * grad.double()).sum()
+    if around == 'norm':
+        total = total + (y * named['add'].double()).sum()
+    if around == 'scaled':
+        named = {'scaled': (random(*image, outputs, seed=9), random(image[0], 1, 1, outputs, seed=10))}
+        leaves += [tensor.double().requires_grad_() for tensor in named['scaled']]
+        total = total + (leaves[3] * leaves[4] * grad.double()).sum()
+    found = [tensor for tensor in linear_gradient(x, grad, layer, **named, library=amx) if tensor is not None]
+    assert found[0].dtype == stream and found[1].dtype == torch.float32
+    for one, leaf, expected in zip(found, leaves, torch.autograd.grad(total, leaves), strict=True):
+        assert one.shape == leaf.shape and one.is_contiguous()
+        assert error(one, expected) < 2e-2
 
 
 # (B, H, W, channels, hidden): tiles, squares and spans of pixels whole and cut; one of each; many channels.
@@ -59,15 +99,22 @@ def test_an_mlp(amx, size: tuple[int, ...], stream: torch.dtype, residual: bool)
         assert error(one, other) < 2e-2
 
 
-def test_the_same_again_and_by_one_thread_as_by_many(amx) -> None:
-    given = operands(1, 40, 41, 20, hidden=40)
-    first, second = (feed_forward_gradient(*given, library=amx) for _ in range(2))
-    assert all(map(torch.equal, first, second))
+@pytest.mark.parametrize('of', ['an MLP', 'a layer'])
+def test_the_same_again_and_by_one_thread_as_by_many(amx, of: str) -> None:
+    x, grad, norm, up, down = operands(1, 40, 41, 20, hidden=40)
+
+    def gradients() -> tuple[Tensor, ...]:
+        if of == 'an MLP':
+            return feed_forward_gradient(x, grad, norm, up, down, library=amx)
+        return linear_gradient(x, torch.cat([grad, grad], -1), up, norm=norm, library=amx)[:5]
+
+    first = gradients()
+    assert all(map(torch.equal, first, gradients()))
     before = torch.get_num_threads()
     try:
         for threads in (1, 5):
             torch.set_num_threads(threads)
-            for one, other in zip(feed_forward_gradient(*given, library=amx), first, strict=True):
+            for one, other in zip(gradients(), first, strict=True):
                 assert error(one, other) < 1e-5
     finally:
         torch.set_num_threads(before)
@@ -150,6 +197,13 @@ def test_what_does_not_fit_is_refused(emulated) -> None:
         feed_forward_gradient(x, grad.bfloat16(), norm, up, down, library=emulated)
     with pytest.raises(ValueError, match='give torch.float32'):
         feed_forward_gradient(x, grad, norm, Layer(up.weight.float()), down, library=emulated)
+    with pytest.raises(ValueError, match=r'add \(1, 3, 4, 6\) does not fit'):
+        linear_gradient(x, grad, up, library=emulated)
+    grad = random(1, 3, 4, 9, seed=0)
+    with pytest.raises(ValueError, match=r'add \(1, 3, 4, 6\), torch\.float32: give \(1, 3, 4, 6\), bf16'):
+        linear_gradient(x, grad, up, norm=norm, add=x, library=emulated)
+    with pytest.raises(ValueError, match=r'scaled \(1, 3, 4, 6\)'):
+        linear_gradient(x, grad, up, scaled=(x, grad[:, :1, :1]), library=emulated)
 
 
 def test_without_memory_or_amx_it_says_so() -> None:
@@ -159,3 +213,6 @@ def test_without_memory_or_amx_it_says_so() -> None:
         with pytest.raises(RuntimeError, match=message) as caught:
             feed_forward_gradient(*given, library=library)
         assert is_out_of_memory(caught.value) == (code == 1)
+    empty = SimpleNamespace(hat_tile_linear_gradient=lambda call: 1)
+    with pytest.raises(RuntimeError, match="no memory left for a layer's gradients over 12 pixels"):
+        linear_gradient(given[0], given[1], Layer(random(6, 6, seed=0)), library=empty)

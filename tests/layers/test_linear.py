@@ -1,0 +1,90 @@
+"""A linear layer with what is added to its result, in training: against modules called one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from compared import error
+from torch import Tensor, nn
+
+from hat_plugin.kernels.products import products_by
+from hat_plugin.layers.linear import Linear, add_linear
+from hat_plugin.layers.local import CAB, ChannelAttention
+
+
+def operands(dtype: torch.dtype = torch.float32) -> tuple[Linear, list[Tensor]]:
+    """A layer; total, x, features and factor, leaves."""
+    random = torch.Generator().manual_seed(0)
+    shapes = (2, 5, 6, 12), (2, 5, 6, 8), (2, 5, 6, 12), (2, 1, 1, 12)
+    torch.manual_seed(0)
+    leaves = [torch.randn(shape, generator=random, dtype=dtype).requires_grad_() for shape in shapes]
+    return Linear(8, 12).to(dtype), leaves
+
+
+def one_by_one(layer: nn.Module, total: Tensor, x: Tensor, features: Tensor, factor: Tensor) -> Tensor:
+    return total + layer(x) + features * factor
+
+
+@pytest.mark.parametrize('by', ['auto', 'torch'])
+@pytest.mark.parametrize('branch', [True, False])
+def test_gradients_and_those_of_these(by: str, branch: bool) -> None:
+    layer, leaves = operands()
+    inputs = [*leaves[: 4 if branch else 2], *layer.parameters()]
+    with products_by(by):
+        found = add_linear(leaves[0], leaves[1], layer, (leaves[2], leaves[3]) if branch else None)
+    expected = one_by_one(layer, *leaves) if branch else leaves[0] + layer(leaves[1])
+    assert error(found, expected) < 1e-6
+    slopes = []
+    for result in (found, expected):
+        first = torch.autograd.grad(result.pow(3).sum(), inputs, create_graph=True)
+        total = sum(slope.square().sum() for slope in first)
+        slopes.append([*first, *torch.autograd.grad(total, inputs)])
+    for one, other in zip(*slopes, strict=True):
+        assert error(one, other) < 1e-5
+
+
+def test_gradcheck() -> None:
+    layer, leaves = operands(torch.float64)
+    assert torch.autograd.gradcheck(lambda a, b, c, d: add_linear(a, b, layer, (c, d)), leaves)
+
+
+def test_under_autocast_the_total_keeps_its_type() -> None:
+    layer, leaves = operands()
+    with torch.autocast('cpu', torch.bfloat16):
+        found = add_linear(leaves[0], leaves[1], layer, (leaves[2], leaves[3]))
+    assert found.dtype == torch.float32
+    inputs = [*leaves, *layer.parameters()]
+    slopes = torch.autograd.grad(found.square().sum(), inputs)
+    expected = torch.autograd.grad(one_by_one(layer, *leaves).square().sum(), inputs)
+    for one, other in zip(slopes, expected, strict=True):
+        assert one.dtype == torch.float32 and error(one, other) < 2e-2
+
+
+def test_what_is_frozen_has_no_gradient_and_hooks_are_called() -> None:
+    layer, leaves = operands()
+    layer.weight.requires_grad_(False)
+    add_linear(leaves[0], leaves[1], layer).sum().backward()
+    assert layer.weight.grad is None and layer.bias.grad is not None and leaves[1].grad is not None
+    calls: list[Tensor] = []
+    layer.register_forward_hook(lambda module, given, made: calls.append(made))
+    add_linear(*leaves[:2], layer)
+    assert len(calls) == 1
+
+
+def test_channel_attention_apart_is_that_of_the_module() -> None:
+    """Its product is left to the caller; where somebody waits for the module's call, it is called."""
+    torch.manual_seed(0)
+    block, x = CAB(12, 3, 4), torch.randn(2, 6, 7, 12, requires_grad=True)
+    expected = block(x)
+    slopes = torch.autograd.grad(expected.square().sum(), x)[0]
+    calls: list[Tensor] = []
+    for hooked in (False, True):
+        weigh = block.cab[3]
+        assert isinstance(weigh, ChannelAttention)
+        if hooked:
+            weigh.register_forward_hook(lambda module, given, made: calls.append(made))
+        features, weights = block.expand(block.first(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        assert weights.shape == (1 if hooked else 2, 1, 1, 12)
+        assert error(features * weights, expected) < 1e-6
+        assert error(torch.autograd.grad((features * weights).square().sum(), x)[0], slopes) < 1e-5
+    assert len(calls) == 1
