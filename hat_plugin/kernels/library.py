@@ -25,7 +25,7 @@ HEADERS = tuple(
     for name in (
         *('memory', 'vectors', 'gelu', 'windows', 'tiles', 'gradient_tokens', 'window_gradient', 'tile_gradient'),
         *('attend', 'tile_weights', 'tile_product', 'tile_convolution', 'tile_block'),
-        *('tile_sums', 'tile_linear_gradient', 'tile_feed_forward_gradient'),
+        *('tile_sums', 'tile_linear_gradient', 'tile_feed_forward_gradient', 'tile_convolution_gradient'),
         *('product', 'feed_forward_gradient', 'winograd', 'winograd_gradient'),
     )
 )
@@ -142,6 +142,15 @@ class TileFeedForwardGradientArguments(ctypes.Structure):
     )
 
 
+class TileConvolutionGradientArguments(ctypes.Structure):
+    """The struct TileConvolutionGradient of tile_convolution_gradient.hpp."""
+
+    _fields_ = (
+        ('layer', TileProductArguments),
+        *((name, ctypes.c_void_p) for name in ('grad', 'd_weight', 'd_bias')),
+    )
+
+
 class ConvolutionGradientArguments(ctypes.Structure):
     """The struct ConvolutionGradient of winograd_gradient.hpp."""
 
@@ -242,6 +251,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.hat_window_block.argtypes = [ctypes.POINTER(WindowBlockArguments)]
     library.hat_convolution_gradient.argtypes = [ctypes.POINTER(ConvolutionGradientArguments)]
     library.hat_feed_forward_gradient.argtypes = [ctypes.POINTER(FeedForwardGradientArguments)]
+    library.hat_tile_convolution_gradient.argtypes = [ctypes.POINTER(TileConvolutionGradientArguments)]
     library.hat_tile_linear_gradient.argtypes = [ctypes.POINTER(TileLinearGradientArguments)]
     library.hat_tile_feed_forward_gradient.argtypes = [ctypes.POINTER(TileFeedForwardGradientArguments)]
     library.hat_gather_bias.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 5]
@@ -250,7 +260,8 @@ def open_library(path: Path) -> ctypes.CDLL:
     for name in (
         *('hat_window_attention', 'hat_window_attention_gradient', 'hat_gather_bias', 'hat_bf16_way', 'hat_product'),
         *('hat_tile_product', 'hat_window_block', 'hat_convolution_gradient', 'hat_feed_forward_gradient'),
-        *('hat_tile_linear_gradient', 'hat_tile_feed_forward_gradient', 'hat_vector_bits'),
+        *('hat_tile_linear_gradient', 'hat_tile_feed_forward_gradient', 'hat_tile_convolution_gradient'),
+        'hat_vector_bits',
     ):
         getattr(library, name).restype = ctypes.c_int
     return library

@@ -20,7 +20,15 @@ inline int64_t share(int64_t length, int64_t most) {
     return (length + parts - 1) / parts;
 }
 
-// Rectangles of an image, by number.
+// A part of an image.
+struct Rectangle {
+    int64_t before, top, start, high, broad;  // before: pixels of the images before
+
+    // The number of the pixel in row y and column x of the rectangle.
+    int64_t pixel(const TileProduct &a, int64_t y, int64_t x) const { return before + (top + y) * a.width + start + x; }
+};
+
+// Rectangles of images, by number.
 struct Rectangles {
     int64_t high, broad, across, each, count;
 
@@ -32,7 +40,27 @@ struct Rectangles {
         each = across * ((height + high - 1) / high);
         count = each * (a.pixels / a.image);
     }
+    Rectangle place(const TileProduct &a, int64_t number) const {
+        const int64_t top = number % each / across * high, start = number % across * broad;
+        return {number / each * a.image, top, start, std::min(high, a.image / a.width - top), std::min(broad, a.width - start)};
+    }
 };
+
+// Inputs of a rectangle with a border of one pixel, zeros beyond the image, row by row: a row is `stride` pixels.
+template <class X>
+void lay_out(const TileProduct &a, const Rectangle &at, float *room, int64_t stride, uint32_t *to) {
+    const int64_t units = depth(a.inputs), height = a.image / a.width;
+    for (int64_t y = -1; y <= at.high; ++y)
+        for (int64_t x = -1; x <= at.broad; ++x) {
+            const int64_t row = at.top + y, column = at.start + x;
+            bf16 *pixel = reinterpret_cast<bf16 *>(to + ((y + 1) * stride + x + 1) * units);
+            const bool there = row >= 0 && row < height && column >= 0 && column < a.width;
+            if (there)
+                left_row(a, static_cast<const X *>(a.x) + at.pixel(a, y, x) * a.inputs, room, pixel, static_cast<bf16 *>(nullptr));
+            else
+                std::memset(pixel, 0, 2 * a.inputs);
+        }
+}
 
 // What one thread needs.
 struct ConvolutionRoom {
@@ -63,24 +91,13 @@ struct ConvolutionRoom {
 template <class X, class O>
 void convolve(const TileProduct &a, const Rectangles &all, int64_t number, const uint32_t *packed,
               const ConvolutionRoom &room, float *sums) {
-    const int64_t units = depth(a.inputs), height = a.image / a.width, before = number / all.each * a.image;
-    const int64_t top = number % all.each / all.across * all.high, start = number % all.across * all.broad;
-    const int64_t high = std::min(all.high, height - top), broad = std::min(all.broad, a.width - start), stride = broad + 2;
-    for (int64_t y = -1; y <= high; ++y)
-        for (int64_t x = -1; x <= broad; ++x) {
-            const int64_t row = top + y, column = start + x, place = (y + 1) * stride + x + 1;
-            const int64_t pixel = before + row * a.width + column;
-            bf16 *to = reinterpret_cast<bf16 *>(room.left + place * units);
-            const bool there = row >= 0 && row < height && column >= 0 && column < a.width;
-            if (there)
-                left_row(a, static_cast<const X *>(a.x) + pixel * a.inputs, room.row, to, static_cast<bf16 *>(nullptr));
-            else
-                std::memset(to, 0, 2 * a.inputs);
-        }
+    const Rectangle at = all.place(a, number);
+    const int64_t high = at.high, stride = at.broad + 2;
+    lay_out<X>(a, at, room.row, stride, room.left);
     // The layout's first sum is that of the rectangle's first pixel: a row ends with two that are of the border.
     for (int64_t y = 0; y < high; ++y)
         for (int64_t x = 0; x < stride; ++x)
-            room.number[y * stride + x] = x < broad ? before + (top + y) * a.width + start + x : -1;
+            room.number[y * stride + x] = x < at.broad ? at.pixel(a, y, x) : -1;
     Reach reach{9, {}};
     for (int64_t tap = 0; tap < 9; ++tap) reach.pixels[tap] = tap / 3 * stride + tap % 3;
     multiply_pixels(a, reach, packed, room.left, high * stride, room.sums, [&](int64_t n) {

@@ -34,7 +34,7 @@ struct FeedForwardGradientRoom {
             for (uint32_t **rows : {&x, &grad}) arena.take(*rows, PIXELS * across);
             arena.take(slope, PIXELS * depth(a.outputs));
             for (uint32_t **turned : {&x_turned, &grad_turned}) arena.take(*turned, channels * STEPS * TILE);
-            for (uint32_t **pairs : {&hidden_pairs, &slope_pairs}) arena.take(*pairs, hidden * STEPS * TILE);
+            for (uint32_t **pairs : {&hidden_pairs, &slope_pairs}) arena.take(*pairs, SPAN / 2 * SIDE * hidden);
             arena.take(dx, PIXELS * row);
             arena.take(line, up(a.inputs, LANES));
             for (float **square : {&sums, &slopes}) arena.take(*square, SQUARE * SQUARE);
@@ -108,7 +108,7 @@ inline void hidden_gradients(const TileFeedForwardGradient &g, const uint32_t *u
                         sum += slope[o];
                         store(rows + (from + r + o) * row + at, slope[o], LANES);
                     }
-                    const int64_t pair = pair_at(tiles, step * SIDE + (from + r) / 2, at);
+                    const int64_t pair = (step * SIDE + (from + r) / 2) * tiles * SIDE + at;
                     Tiles::put_rows(room.hidden_pairs + pair, 0, made[0], made[1]);
                     Tiles::put_rows(room.slope_pairs + pair, 0, slope[0], slope[1]);
                 }
@@ -127,8 +127,8 @@ void differentiate(const TileFeedForwardGradient &g, const PackedWeights<3> &wei
     for (int64_t from = 0; from < count; from += PIXELS, step += PIXELS / (2 * SIDE)) {
         const int64_t here = std::min(PIXELS, count - from);
         read_pixels<X>(g, room, first + from, here, sums + by.at_down_bias());
-        turn_pixels(room.x, units, across, step, room.x_turned);
-        turn_pixels(room.grad, units, across, step, room.grad_turned);
+        turn_pixels(room.x, units, across, STEPS, step, room.x_turned);
+        turn_pixels(room.grad, units, across, STEPS, step, room.grad_turned);
         hidden_gradients(g, weights[0], weights[1], room, step, sums + by.at_up_bias());
         multiply_pixels(g.from_up, ITSELF, weights[2], room.slope, here, room.sums, [&](int64_t n) {
             return Target<float>{room.dx + n * room.row, nullptr, nullptr, nullptr};
@@ -140,15 +140,16 @@ void differentiate(const TileFeedForwardGradient &g, const PackedWeights<3> &wei
                           static_cast<X *>(g.from_up.out) + at);
         }
     }
-    by.up.add(room.x_turned, room.slope_pairs, step, sums);
-    by.down.add(room.grad_turned, room.hidden_pairs, step, sums + by.at_down());
+    const int64_t row = SIDE * tiles_of(g.up.outputs);
+    by.up.add({room.x_turned, room.slope_pairs, STEPS * TILE, row}, step, sums);
+    by.down.add({room.grad_turned, room.hidden_pairs, STEPS * TILE, row}, step, sums + by.at_down());
 }
 
 template <class X> int run_tile_feed_forward_gradient(const TileFeedForwardGradient &g) {
     const TileProduct *const products[] = {&g.up, &g.from_down, &g.from_up};
     const PackedWeights<3> weights(products);
     const FeedForwardGradientSums by(g.up);
-    const Parts parts(g.up, by.size());
+    const Parts parts(g.up.pixels, PIXELS, g.up.threads, by.size());
     if (!weights.ready || !parts.ready) return 1;
     int failed = 0;
 #pragma omp parallel num_threads(static_cast<int>(g.up.threads)) reduction(| : failed)
@@ -162,13 +163,13 @@ template <class X> int run_tile_feed_forward_gradient(const TileFeedForwardGradi
 #pragma omp for schedule(static, 1)
         for (int64_t part = 0; part < parts.count; ++part)
             if (room.ready)
-                parts.each_span(part, [&](int64_t first, int64_t count, float *sums) {
+                parts.each_span(part, SPAN, [&](int64_t first, int64_t count, float *sums) {
                     differentiate<X>(g, weights, by, room, first, count, sums);
                 });
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < g.up.inputs; ++row) {
-            by.up.finish(parts, 0, row, g.d_up);
-            by.down.finish(parts, by.at_down(), row, g.d_down);
+            by.up.finish(parts, 0, row, g.d_up + row * g.up.outputs);
+            by.down.finish(parts, by.at_down(), row, g.d_down + row * g.up.outputs);
         }
 #pragma omp single
         {

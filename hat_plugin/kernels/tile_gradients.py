@@ -8,7 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hat_plugin.kernels.library import TileFeedForwardGradientArguments, TileLinearGradientArguments, require
+from hat_plugin.kernels.library import (
+    TileConvolutionGradientArguments,
+    TileFeedForwardGradientArguments,
+    TileLinearGradientArguments,
+    require,
+)
 from hat_plugin.kernels.operands import Layer, Norm, check_fused, turned
 from hat_plugin.kernels.tile_products import add_scaled, address, arguments, check
 
@@ -144,3 +149,40 @@ def feed_forward_gradient(
     failed = (library or require()).hat_tile_feed_forward_gradient(ctypes.byref(call))
     check(failed, "an MLP's gradients", call.up.pixels)
     return dx, d_scale, d_offset, turned(d_up).contiguous(), d_up_bias, d_down, d_down_bias
+
+
+def convolution_gradient(
+    x: Tensor, grad: Tensor, *, norm: Norm | None = None, library: ctypes.CDLL | None = None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and bias of a 3x3 convolution (`tile_products.convolution`) that keeps the size.
+
+    Args:
+        x: its input, (B, H, W, C), fp32 or bf16.
+        grad: of its result, (B, H, W, outputs), bf16.
+        norm: comes before it, pixel by pixel.
+        library: the kernels; None for those of this machine.
+
+    Returns:
+        (outputs, C, 3, 3), channels last, and (outputs), fp32; the same from run to run by as many threads.
+
+    Raises:
+        ValueError: the operands do not fit each other.
+        RuntimeError: memory ran out, or there is no AMX.
+    """
+    if x.ndim != 4 or grad.ndim != 4 or grad.dtype != torch.bfloat16:
+        raise ValueError(
+            f'x {tuple(x.shape)}, gradient {tuple(grad.shape)}, {grad.dtype}: give (B, H, W, C) each, and bf16'
+        )
+    inputs, outputs = x.shape[3], grad.shape[3]
+    layer = Layer(grad.new_empty(outputs, inputs))
+    check_fused(x, (layer,), norm, grad)
+    x = x.contiguous()
+    kept: list[Tensor] = [x]
+    call = TileConvolutionGradientArguments(layer=arguments(x, layer, norm, kept), grad=address(grad, kept))
+    call.layer.taps, call.layer.image, call.layer.width = 9, x.shape[1] * x.shape[2], x.shape[2]
+    of_weight = x.new_empty((outputs, 3, 3, inputs), dtype=torch.float32)
+    of_bias = x.new_empty(outputs, dtype=torch.float32)
+    call.d_weight, call.d_bias = of_weight.data_ptr(), of_bias.data_ptr()
+    failed = (library or require()).hat_tile_convolution_gradient(ctypes.byref(call))
+    check(failed, "a convolution's gradients", call.layer.pixels)
+    return of_weight.permute(0, 3, 1, 2), of_bias

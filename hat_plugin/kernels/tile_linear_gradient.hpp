@@ -33,7 +33,7 @@ struct LinearGradientRoom {
             arena.take(x, PIXELS * depth(a.inputs));
             arena.take(grad, PIXELS * depth(a.outputs));
             arena.take(x_turned, tiles_of(a.inputs) * STEPS * TILE);
-            arena.take(grad_pairs, tiles_of(a.outputs) * STEPS * TILE);
+            arena.take(grad_pairs, SPAN / 2 * SIDE * tiles_of(a.outputs));
             arena.take(dx, PIXELS * row);
             arena.take(line, up(a.inputs, LANES));
             arena.take(sums, SQUARE * SQUARE);
@@ -96,16 +96,6 @@ void read_pixels(const TileLinearGradient &g, const LinearGradientSums &by, cons
     }
 }
 
-// PIXELS rows of `units` to a product's right side, its pairs from step `first` on.
-inline void pair_pixels(const uint32_t *rows, int64_t units, int64_t tiles, int64_t first, uint32_t *to) {
-    Tiles *how = nullptr;
-    for (int64_t pair = 0; pair < PIXELS / 2; ++pair) {
-        const bf16 *one = reinterpret_cast<const bf16 *>(rows + 2 * pair * units);
-        for (int64_t c = 0; c < tiles * SIDE; c += LANES)
-            write(to + pair_at(tiles, first * SIDE + pair, c), paired(how, one + c, one + 2 * units + c, LANES));
-    }
-}
-
 // The gradients of `count` of PIXELS pixels from `first` on, from those behind the normalisation in `dx`.
 template <class X>
 void write_gradients(const TileLinearGradient &g, const LinearGradientRoom &room, int64_t first, int64_t count,
@@ -136,21 +126,21 @@ void differentiate(const TileLinearGradient &g, const uint32_t *packed, const Li
     for (int64_t from = 0; from < count; from += PIXELS, step += PIXELS / (2 * SIDE)) {
         const int64_t here = std::min(PIXELS, count - from);
         read_pixels<X, G>(g, by, room, first + from, here, sums);
-        turn_pixels(room.x, depth(g.layer.inputs), across, step, room.x_turned);
-        pair_pixels(room.grad, depth(g.layer.outputs), along, step, room.grad_pairs);
+        turn_pixels(room.x, depth(g.layer.inputs), across, STEPS, step, room.x_turned);
+        pair_pixels(room.grad, depth(g.layer.outputs), along, PIXELS / 2, room.grad_pairs + from / 2 * along * SIDE);
         multiply_pixels(g.back, ITSELF, packed, room.grad, here, room.sums, [&](int64_t n) {
             return Target<float>{room.dx + n * room.row, nullptr, nullptr, nullptr};
         });
         write_gradients<X>(g, room, first + from, here, norm);
     }
-    by.weight.add(room.x_turned, room.grad_pairs, step, sums);
+    by.weight.add({room.x_turned, room.grad_pairs, STEPS * TILE, along * SIDE}, step, sums);
 }
 
 template <class X, class G> int run_tile_linear_gradient(const TileLinearGradient &g) {
     const TileProduct *const products[] = {&g.back};
     const PackedWeights<1> weights(products);
     const LinearGradientSums by(g.layer);
-    const Parts parts(g.layer, by.size());
+    const Parts parts(g.layer.pixels, PIXELS, g.layer.threads, by.size());
     if (!weights.ready || !parts.ready) return 1;
     int failed = 0;
 #pragma omp parallel num_threads(static_cast<int>(g.layer.threads)) reduction(| : failed)
@@ -164,11 +154,11 @@ template <class X, class G> int run_tile_linear_gradient(const TileLinearGradien
 #pragma omp for schedule(static, 1)
         for (int64_t part = 0; part < parts.count; ++part)
             if (room.ready)
-                parts.each_span(part, [&](int64_t first, int64_t count, float *sums) {
+                parts.each_span(part, SPAN, [&](int64_t first, int64_t count, float *sums) {
                     differentiate<X, G>(g, weights[0], by, room, first, count, sums);
                 });
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < g.layer.inputs; ++row) by.weight.finish(parts, 0, row, g.d_weight);
+        for (int64_t row = 0; row < g.layer.inputs; ++row) by.weight.finish(parts, 0, row, g.d_weight + row * g.layer.outputs);
 #pragma omp single
         {
             parts.finish(by.at_bias(), g.layer.outputs, g.d_bias);

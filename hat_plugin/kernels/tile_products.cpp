@@ -1,8 +1,9 @@
 // Linear layers, 3x3 convolutions and whole transformer blocks in bf16 by AMX (tile_product.hpp, tile_convolution.hpp,
-// tile_block.hpp), and gradients of linear layers and of MLPs (tile_linear_gradient.hpp, tile_feed_forward_gradient.hpp).
+// tile_block.hpp), and gradients of linear layers, MLPs and convolutions (tile_linear_gradient.hpp,
+// tile_feed_forward_gradient.hpp, tile_convolution_gradient.hpp).
 
 #include "tile_block.hpp"
-#include "tile_convolution.hpp"
+#include "tile_convolution_gradient.hpp"
 #include "tile_feed_forward_gradient.hpp"
 #include "tile_linear_gradient.hpp"
 
@@ -60,6 +61,15 @@ extern "C" int hat_tile_linear_gradient(const TileLinearGradient *g) {
 #if defined(HAT_TILES)
     if (!tiles_are_there()) return 2;
     return g->layer.half_x ? run_linear_gradient<bf16>(*g) : run_linear_gradient<float>(*g);
+#else
+    return (void)g, 2;
+#endif
+}
+
+extern "C" int hat_tile_convolution_gradient(const TileConvolutionGradient *g) {
+#if defined(HAT_TILES)
+    if (!tiles_are_there()) return 2;
+    return g->layer.half_x ? run_tile_convolution_gradient<bf16>(*g) : run_tile_convolution_gradient<float>(*g);
 #else
     return (void)g, 2;
 #endif

@@ -1,7 +1,8 @@
 // Gradients of weights in bf16 by matrix units: sums over pixels of what a layer read times the gradient of what it made.
 //
-// A unit is a channel of two neighbouring pixels. Sums stay in memory, in fp32, and are loaded into tiles once for SPAN
-// pixels.
+// A unit is a channel of two neighbouring pixels. The left side of a product is tiles, (tiles of channels, steps, 16
+// channels, 16 pairs), the right side rows, (pairs, channels up to whole tiles). Sums stay in memory, in fp32, and are
+// loaded into tiles once for SPAN pixels.
 
 #pragma once
 
@@ -17,9 +18,8 @@ constexpr int64_t TILE = SIDE * SIDE;
 
 inline int64_t tiles_of(int64_t channels) { return up(channels, SIDE) / SIDE; }
 
-// PIXELS rows of `units` (bf16, zeros behind the last channel) to a product's left side, (tiles of channels, STEPS, 16
-// channels, 16 pairs), its pairs from step `first` on.
-inline void turn_pixels(const uint32_t *rows, int64_t units, int64_t tiles, int64_t first, uint32_t *to) {
+// PIXELS rows of `units` (bf16, zeros behind the last channel) to a left side of `steps`, from step `first` on.
+inline void turn_pixels(const uint32_t *rows, int64_t units, int64_t tiles, int64_t steps, int64_t first, uint32_t *to) {
     Tiles *how = nullptr;
     for (int64_t pair = 0; pair < PIXELS / 2; pair += LANES)
         for (int64_t c = 0; c < tiles * SIDE; c += LANES) {
@@ -29,33 +29,43 @@ inline void turn_pixels(const uint32_t *rows, int64_t units, int64_t tiles, int6
                 block[i] = paired(how, one, one + 2 * units, LANES);
             }
             turn(block);
-            uint32_t *tile = to + (c / SIDE * STEPS + first + pair / SIDE) * TILE + c % SIDE * SIDE + pair % SIDE;
+            uint32_t *tile = to + (c / SIDE * steps + first + pair / SIDE) * TILE + c % SIDE * SIDE + pair % SIDE;
             for (int64_t i = 0; i < LANES; ++i) write(tile + i * SIDE, block[i]);
         }
 }
 
-// Where a product's right side, (STEPS, tiles of channels, 16 pairs, 16 channels), has a pair of pixels and a channel.
-inline int64_t pair_at(int64_t tiles, int64_t pair, int64_t channel) {
-    return (pair / SIDE * tiles + channel / SIDE) * TILE + pair % SIDE * SIDE + channel % SIDE;
+// `pairs` pairs of rows of `units` to rows of a right side.
+inline void pair_pixels(const uint32_t *rows, int64_t units, int64_t tiles, int64_t pairs, uint32_t *to) {
+    Tiles *how = nullptr;
+    for (int64_t pair = 0; pair < pairs; ++pair, rows += 2 * units, to += tiles * SIDE) {
+        const bf16 *one = reinterpret_cast<const bf16 *>(rows);
+        for (int64_t c = 0; c < tiles * SIDE; c += LANES) write(to + c, paired(how, one + c, one + 2 * units + c, LANES));
+    }
 }
 
-// Two tiles by two are added to, or the first of two where TALL or WIDE are not. `next`: to the right side's next step.
-template <bool TALL, bool WIDE>
-inline void add_square(const uint32_t *left, const uint32_t *right, int64_t next, int64_t steps, float *sums) {
+// A left side and a right one, from where they are multiplied on.
+struct Factors {
+    const uint32_t *left, *right;
+    int64_t below, row;  // from a tile of the left side to that of the next channels; from a pair to the next
+};
+
+// Two tiles by two are added to, or the first of two where TALL or WIDE are not.
+template <bool TALL, bool WIDE> inline void add_square(const Factors &by, int64_t steps, float *sums) {
+    const uint32_t *left = by.left, *right = by.right;
     load_tile<0>(sums, 4 * SIDE);
     if (WIDE) load_tile<1>(sums + TILE, 4 * SIDE);
     if (TALL) load_tile<2>(sums + 2 * TILE, 4 * SIDE);
     if (TALL && WIDE) load_tile<3>(sums + 3 * TILE, 4 * SIDE);
-    for (int64_t step = 0; step < steps; ++step, left += TILE, right += next) {
+    for (int64_t step = 0; step < steps; ++step, left += TILE, right += SIDE * by.row) {
         load_tile<4>(left, 4 * SIDE);
-        load_tile<6>(right, 4 * SIDE);
+        load_tile<6>(right, 4 * by.row);
         multiply_tiles<0, 4, 6>();
         if (TALL) {
-            load_tile<5>(left + STEPS * TILE, 4 * SIDE);
+            load_tile<5>(left + by.below, 4 * SIDE);
             multiply_tiles<2, 5, 6>();
         }
         if (WIDE) {
-            load_tile<7>(right + TILE, 4 * SIDE);
+            load_tile<7>(right + SIDE, 4 * by.row);
             multiply_tiles<1, 4, 7>();
         }
         if (TALL && WIDE) multiply_tiles<3, 5, 7>();
@@ -66,19 +76,19 @@ inline void add_square(const uint32_t *left, const uint32_t *right, int64_t next
     if (TALL && WIDE) store_tile<3>(sums + 3 * TILE, 4 * SIDE);
 }
 
-// Pixels fall into as many parts as there are threads; what each adds up to, `size` numbers, is added in their order.
+// Work falls into as many parts as there are threads; what each adds up to, `size` numbers, is added in their order.
 class Parts {
     Arena memory;
     float *sums;
-    int64_t pixels, each, size;
+    int64_t all, each, size;
 
   public:
     int64_t count;
     bool ready;
 
-    Parts(const TileProduct &a, int64_t size)
-        : pixels(a.pixels), each(up((a.pixels + a.threads - 1) / a.threads, PIXELS)), size(up(size, SIDE)),
-          count((a.pixels + each - 1) / each) {
+    // A part is a multiple of `together`.
+    Parts(int64_t all, int64_t together, int64_t threads, int64_t size)
+        : all(all), each(up((all + threads - 1) / threads, together)), size(up(size, SIDE)), count((all + each - 1) / each) {
         for (int pass = 0; pass < 2; ++pass) {
             memory.take(sums, count * this->size);
             if (!pass) ready = memory.allocate();
@@ -86,11 +96,11 @@ class Parts {
         }
     }
     // use(first, count, sums) for the spans of a part, whose sums begin with zeros.
-    template <class Use> void each_span(int64_t part, const Use &use) const {
+    template <class Use> void each_span(int64_t part, int64_t span, const Use &use) const {
         float *own = sums + part * size;
         std::memset(own, 0, size * sizeof(float));
-        const int64_t end = std::min(pixels, (part + 1) * each);
-        for (int64_t first = part * each; first < end; first += SPAN) use(first, std::min(SPAN, end - first), own);
+        const int64_t end = std::min(all, (part + 1) * each);
+        for (int64_t first = part * each; first < end; first += span) use(first, std::min(span, end - first), own);
     }
     // A vector of all parts together.
     Floats sum(int64_t place) const {
@@ -110,16 +120,15 @@ struct TileSums {
     TileSums(int64_t rows, int64_t columns) : rows(rows), columns(columns), tall(tiles_of(rows)), wide(tiles_of(columns)) {}
     int64_t size() const { return up(tall, 2) * up(wide, 2) * TILE; }
 
-    // Add the products of `steps` steps of a left side and a right one.
-    void add(const uint32_t *left, const uint32_t *right, int64_t steps, float *sums) const {
-        const int64_t next = wide * TILE;
-        for (int64_t i = 0; i < tall; i += 2, left += 2 * STEPS * TILE)
+    // Add the products of `steps` steps.
+    void add(const Factors &from, int64_t steps, float *sums) const {
+        for (int64_t i = 0; i < tall; i += 2)
             for (int64_t j = 0; j < wide; j += 2, sums += 4 * TILE) {
-                const uint32_t *beside = right + j * TILE;
-                if (i + 1 < tall && j + 1 < wide) add_square<true, true>(left, beside, next, steps, sums);
-                else if (i + 1 < tall) add_square<true, false>(left, beside, next, steps, sums);
-                else if (j + 1 < wide) add_square<false, true>(left, beside, next, steps, sums);
-                else add_square<false, false>(left, beside, next, steps, sums);
+                const Factors by{from.left + i * from.below, from.right + j * SIDE, from.below, from.row};
+                if (i + 1 < tall && j + 1 < wide) add_square<true, true>(by, steps, sums);
+                else if (i + 1 < tall) add_square<true, false>(by, steps, sums);
+                else if (j + 1 < wide) add_square<false, true>(by, steps, sums);
+                else add_square<false, false>(by, steps, sums);
             }
     }
     // One row of the gradient, from such sums at `place` of each part.
@@ -128,7 +137,7 @@ struct TileSums {
         for (int64_t c = 0; c < columns; c += LANES) {
             const int64_t beside = c / SIDE, square = tile / 2 * (up(wide, 2) / 2) + beside / 2;
             const int64_t at = (square * 4 + tile % 2 * 2 + beside % 2) * TILE + row % SIDE * SIDE + c % SIDE;
-            store(to + row * columns + c, parts.sum(place + at), columns - c);
+            store(to + c, parts.sum(place + at), columns - c);
         }
     }
 };

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hat_plugin.kernels import products, tile_products
+from hat_plugin.kernels import products, tile_gradients, tile_products
 from hat_plugin.kernels.fused_products import kernels_for
 from hat_plugin.kernels.operands import Layer, Norm
 
@@ -61,26 +61,37 @@ def convolution_gradients(
         geometry: as there.
         wanted: of image, weight and bias.
     """
-    of_image: Tensor | None = None
-    of_weight: Tensor | None = None
+    if takes_gradients(image, weight, grad, geometry):
+        return gradients_by_tiles(image, weight, grad, wanted)
     of_bias = grad.sum((0, 1, 2)) if wanted[2] else None
-    rest = wanted[:2]
-    if geometry.is_ours(weight) and not torch.is_grad_enabled():
-        if products.takes(image, weight, grad):
-            grad, rest = grad.contiguous(), (False, False)
-            of_image = products.input_gradient(grad, weight) if wanted[0] else None
-            of_weight = products.weight_gradient(image, grad, weight) if wanted[1] else None
-        elif wanted[0] and tile_products.takes(grad, weight):
-            of_image, rest = tile_products.input_gradient(grad, weight), (False, wanted[1])
-    if any(rest):
-        stride, padding, dilation, groups = geometry
-        images = grad.permute(0, 3, 1, 2), image.permute(0, 3, 1, 2)
-        by_torch = torch.ops.aten.convolution_backward(
-            *images, weight, None, stride, padding, dilation, False, (0, 0), groups, (*rest, False)
-        )
-        of_image = by_torch[0].permute(0, 2, 3, 1) if rest[0] else of_image
-        of_weight = by_torch[1]
-    return of_image, of_weight, of_bias
+    if geometry.is_ours(weight) and not torch.is_grad_enabled() and products.takes(image, weight, grad):
+        grad = grad.contiguous()
+        of_image = products.input_gradient(grad, weight) if wanted[0] else None
+        of_weight = products.weight_gradient(image, grad, weight) if wanted[1] else None
+        return of_image, of_weight, of_bias
+    if not any(wanted[:2]):
+        return None, None, of_bias
+    stride, padding, dilation, groups = geometry
+    images = grad.permute(0, 3, 1, 2), image.permute(0, 3, 1, 2)
+    by_torch = torch.ops.aten.convolution_backward(
+        *images, weight, None, stride, padding, dilation, False, (0, 0), groups, (*wanted[:2], False)
+    )
+    return by_torch[0].permute(0, 2, 3, 1) if wanted[0] else None, by_torch[1], of_bias
+
+
+def takes_gradients(image: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry) -> bool:
+    """Whether `gradients_by_tiles` is for such operands: in bf16, image perhaps in fp32, and AMX there."""
+    return geometry.is_ours(weight) and not torch.is_grad_enabled() and tile_products.takes(image, weight, grad)
+
+
+def gradients_by_tiles(
+    image: Tensor, weight: Tensor, grad: Tensor, wanted: tuple[bool, bool, bool], norm: Norm | None = None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """`convolution_gradients` by AMX; norm: what comes before the convolution, whose result's gradient is the first."""
+    of_image = tile_products.input_gradient(grad, weight) if wanted[0] else None
+    if not any(wanted[1:]):
+        return of_image, None, None
+    return of_image, *tile_gradients.convolution_gradient(image, grad, norm=norm)
 
 
 def _kernels_for(image: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None) -> Any | None:
@@ -93,18 +104,23 @@ def _kernels_for(image: Tensor, weight: Tensor, bias: Tensor | None, geometry: G
 
 
 class _Convolution(torch.autograd.Function):
-    """`convolve` with its gradients."""
+    """`convolve` with its gradients, once weight and bias are cast to the image's type."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         ctx.geometry = geometry
-        ctx.save_for_backward(image, weight)
-        return convolve(image, weight, bias, geometry)
+        ctx.save_for_backward(image, weight, bias)
+        return convolve(image, weight.to(image.dtype), None if bias is None else bias.to(image.dtype), geometry)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        image, weight = ctx.saved_tensors
-        return *convolution_gradients(image, weight, grad, ctx.geometry, ctx.needs_input_grad[:3]), None
+        image, weight, bias = ctx.saved_tensors
+        with torch.autocast(image.device.type, enabled=False):
+            cast = weight.to(image.dtype)
+            found = convolution_gradients(image, cast, grad, ctx.geometry, ctx.needs_input_grad[:3])
+        of_image, of_weight, of_bias = found
+        of_weight = None if of_weight is None else of_weight.to(weight.dtype)
+        return of_image, of_weight, None if of_bias is None or bias is None else of_bias.to(bias.dtype), None
 
 
 class Conv2d(nn.Conv2d):
@@ -124,11 +140,12 @@ class Conv2d(nn.Conv2d):
         if kernels is not None and image.dtype == self.weight.dtype:
             fused: Tensor = kernels.convolution(image, Layer(*weights))
             return fused.permute(0, 3, 1, 2)
-        if not (geometry.is_ours(self.weight) and products.takes(image, *weights)):
+        half = geometry.is_ours(self.weight) and tile_products.takes_cast(image, *weights)
+        if not half and not (geometry.is_ours(self.weight) and products.takes(image, *weights)):
             return super().forward(input)
-        if not torch.is_grad_enabled():
-            return convolve(image, *weights, geometry).permute(0, 3, 1, 2)
-        result: Tensor = _Convolution.apply(image, *weights, geometry)
+        with torch.autocast('cpu', enabled=False):
+            image = image.bfloat16() if half else image
+            result: Tensor = _Convolution.apply(image, *weights, geometry)
         return result.permute(0, 3, 1, 2)
 
     def over_image(

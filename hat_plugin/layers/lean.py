@@ -9,6 +9,7 @@ Under torch.compile the compiler decides that by itself, and layers run as they 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,7 +21,14 @@ from torch import Tensor, nn
 from hat_plugin.kernels import tile_gradients, tile_products
 from hat_plugin.kernels.fused_products import kernels_for
 from hat_plugin.kernels.operands import Layer, Norm, is_traced
-from hat_plugin.layers.convolution import Conv2d, Geometry, convolution_gradients, convolve
+from hat_plugin.layers.convolution import (
+    Conv2d,
+    Geometry,
+    convolution_gradients,
+    convolve,
+    gradients_by_tiles,
+    takes_gradients,
+)
 from hat_plugin.layers.linear import Linear, is_hooked, linear, normed_linear
 from hat_plugin.layers.strips import like_weights
 
@@ -215,21 +223,36 @@ def _gradients(
         y = recipe.step(*known)
     readers = recipe.readers(inputs[1:])
     wanted = [any(needed[:first]), *needed[first:]]
-    total, of_weights = _gradients_of_readers(y.detach().to(recipe.dtype), readers, grads, wanted, y.dtype)
+    image = y.detach().to(recipe.dtype)
+    total, of_weights = _gradients_of_readers(lambda: image, readers, grads, wanted, y.dtype)
     leaves = [tensor for tensor in known if tensor is not None and tensor.requires_grad]
     found = iter(torch.autograd.grad(y, leaves, total) if total is not None else ())
     return [*(next(found, None) if want else None for want in needed[:first]), *of_weights]
 
 
 def _gradients_of_readers(
-    image: Tensor, readers: Sequence[_Reader], grads: Sequence[Tensor], needed: Sequence[bool], dtype: torch.dtype
+    image: Callable[[], Tensor],
+    readers: Sequence[_Reader],
+    grads: Sequence[Tensor],
+    needed: Sequence[bool],
+    dtype: torch.dtype,
+    before: tuple[Tensor, Norm] | None = None,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradient of what layers read, in dtype, and those of their weights and biases, each where it is needed."""
+    """The gradient of what layers read, in dtype, and those of their weights and biases, each where it is needed.
+
+    Args:
+        image: makes what they read.
+        readers: the layers.
+        grads: of their results.
+        needed: of what they read, then of each weight and bias.
+        dtype: as said.
+        before: what a normalisation makes the image from, and the normalisation, where a kernel may do so by itself.
+    """
     total: Tensor | None = None
     of_weights: list[Tensor | None] = []
     for number, (grad, reader) in enumerate(zip(grads, readers, strict=True)):
         at = 1 + 2 * number
-        more, *of_layer = _reader_gradients(image, grad, reader, (needed[0], needed[at], needed[at + 1]))
+        more, *of_layer = _reader_gradients(image, grad, reader, (needed[0], needed[at], needed[at + 1]), before)
         of_weights += of_layer
         if more is not None:  # a gradient that came in is not written to
             total = more.to(dtype) if total is None else total + more
@@ -248,11 +271,9 @@ def _fused_gradients(
     assert first.weight is not None
     if not tile_products.takes(x, first.weight, first.bias, grads[0]):
         return None
-    total: Tensor | None = None
-    of_weights: list[Tensor | None] = []
-    if others:
-        image = recipe.step(x, *norm[:2]).to(recipe.dtype)
-        total, of_weights = _gradients_of_readers(image, others, grads[1:], [True, *needed[5:]], recipe.dtype)
+    image = functools.cache(lambda: recipe.step(x, *norm[:2]).to(recipe.dtype))
+    wanted, before = [True, *needed[5:]], (x, norm)
+    total, of_weights = _gradients_of_readers(image, others, grads[1:], wanted, recipe.dtype, before)
     of_layer = tile_gradients.linear_gradient(x, grads[0], Layer(first.weight, first.bias), norm=norm, add=total)
     return [of_layer.x, of_layer.norm_weight, of_layer.norm_bias, of_layer.weight, of_layer.bias, *of_weights]
 
@@ -273,14 +294,20 @@ def _fused(
 
 
 def _reader_gradients(
-    image: Tensor, grad: Tensor, reader: _Reader, wanted: tuple[bool, bool, bool]
+    image: Callable[[], Tensor],
+    grad: Tensor,
+    reader: _Reader,
+    wanted: tuple[bool, bool, bool],
+    before: tuple[Tensor, Norm] | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of what a layer read, of its weight and its bias, each where it is wanted."""
     weight, _, geometry = reader
     if weight is None:
         return grad, None, None
     if geometry is not None:
-        return convolution_gradients(image, weight, grad, geometry, wanted)
+        if before is not None and takes_gradients(before[0], weight, grad, geometry):
+            return gradients_by_tiles(before[0], weight, grad, wanted, before[1])
+        return convolution_gradients(image(), weight, grad, geometry, wanted)
     rows = grad.reshape(-1, grad.shape[-1])
-    of_weight = rows.t() @ image.reshape(-1, image.shape[-1]) if wanted[1] else None
+    of_weight = rows.t() @ image().reshape(-1, weight.shape[1]) if wanted[1] else None
     return grad @ weight if wanted[0] else None, of_weight, rows.sum(0) if wanted[2] else None
