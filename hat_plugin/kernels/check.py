@@ -109,7 +109,7 @@ def largest_feed_forward_error(library: ctypes.CDLL, channels: int, hidden: int,
 
 
 def largest_tile_error(library: ctypes.CDLL, inputs: int, outputs: int) -> float:
-    """The same for a normalised MLP in bf16 by AMX, a layer with all that is added, and a convolution."""
+    """The same for a normalised MLP in bf16 by AMX, a layer with all that is added, a convolution and its gradient."""
     random = torch.Generator().manual_seed(0)
     shapes = ((1, 5, 17, inputs), (outputs, inputs), (inputs, outputs), (1, 5, 17, outputs), (outputs, inputs, 3, 3))
     x, up, down, features, kernel = (torch.randn(shape, generator=random).bfloat16() for shape in shapes)
@@ -123,7 +123,11 @@ def largest_tile_error(library: ctypes.CDLL, inputs: int, outputs: int) -> float
     sums = F.linear(x.double(), up.double()) + features.double() + features.double() * scaled[1].double()
     convolved = tile_products.convolution(x, Layer(kernel), add=features, library=library)
     taps = F.conv2d(x.double().permute(0, 3, 1, 2), kernel.double(), padding=1).permute(0, 2, 3, 1)
-    pairs = ((found, expected), (other, sums), (convolved, taps + features.double()))
+    slope = tile_gradients.convolution_gradient(x, features, library=library)[0]
+    wide = kernel.double().requires_grad_()
+    made = F.conv2d(x.double().permute(0, 3, 1, 2), wide, padding=1).permute(0, 2, 3, 1)
+    (of_kernel,) = torch.autograd.grad(made, wide, features.double())
+    pairs = ((found, expected), (other, sums), (convolved, taps + features.double()), (slope, of_kernel))
     return max(_error(one, two) for one, two in pairs)
 
 

@@ -30,12 +30,12 @@ struct ConvolutionGradientRoom {
     bool ready;
 
     ConvolutionGradientRoom(const TileProduct &a, const Rectangles &all) : stride(all.broad + 2) {
-        const int64_t made = up(all.high * stride, PIXELS), row = tiles_of(a.inputs) * SIDE;
+        const int64_t made = up(all.high * stride, PIXELS);
         steps = made / (2 * SIDE);
         pixels = made + 2 * stride + 4;
         for (int pass = 0; pass < 2; ++pass) {
             arena.take(x, pixels * depth(a.inputs));
-            for (uint32_t **each : {&pairs[0], &pairs[1]}) arena.take(*each, pixels / 2 * row);
+            for (uint32_t **each : {&pairs[0], &pairs[1]}) arena.take(*each, pixels / 2 * up(a.inputs, SQUARE));
             arena.take(grad, made * depth(a.outputs));
             arena.take(turned, tiles_of(a.outputs) * steps * TILE);
             arena.take(line, up(a.inputs, LANES));
@@ -55,10 +55,10 @@ void differentiate(const TileConvolutionGradient &g, const Rectangles &all, cons
                    const ConvolutionGradientRoom &room, int64_t number, float *sums) {
     const TileProduct &a = g.layer;
     const Rectangle at = all.place(a, number);
-    const int64_t units = depth(a.inputs), of_grad = depth(a.outputs), across = tiles_of(a.outputs), along = tiles_of(a.inputs);
+    const int64_t units = depth(a.inputs), of_grad = depth(a.outputs), across = tiles_of(a.outputs), all_pairs = room.pixels / 2;
     lay_out<X>(a, at, room.line, room.stride, room.x);
     for (int64_t odd = 0; odd < 2; ++odd)
-        pair_pixels(room.x + odd * units, units, along, room.pixels / 2 - odd, room.pairs[odd]);
+        pair_pixels(room.x + odd * units, units, all_pairs - odd, all_pairs, 0, room.pairs[odd]);
     std::memset(room.grad, 0, 4 * room.steps * 2 * SIDE * of_grad);
     float *bias = sums + 9 * by.size();
     for (int64_t y = 0; y < at.high; ++y)
@@ -73,10 +73,13 @@ void differentiate(const TileConvolutionGradient &g, const Rectangles &all, cons
         }
     for (int64_t step = 0; step < room.steps; step += PIXELS / (2 * SIDE))
         turn_pixels(room.grad + step * 2 * SIDE * of_grad, of_grad, across, room.steps, step, room.turned);
-    for (int64_t tap = 0; tap < 9; ++tap) {
-        const int64_t first = tap / 3 * room.stride + tap % 3, row = along * SIDE;
-        by.add({room.turned, room.pairs[first % 2] + first / 2 * row, room.steps * TILE, row}, room.steps, sums + tap * by.size());
-    }
+    const int64_t steps = up(at.high * room.stride, 2 * SIDE) / (2 * SIDE);
+    for (int64_t column = 0; column < by.wide; column += 2)  // the inputs of two tiles of channels stay in the first cache
+        for (int64_t tap = 0; tap < 9; ++tap) {
+            const int64_t first = tap / 3 * room.stride + tap % 3;
+            const uint32_t *pairs = room.pairs[first % 2] + first / 2 * SQUARE;
+            by.add_column({room.turned, pairs, room.steps * TILE, all_pairs * SQUARE}, column, steps, sums + tap * by.size());
+        }
 }
 
 // Rectangles fall into parts as pixels do elsewhere.

@@ -29,12 +29,12 @@ struct FeedForwardGradientRoom {
     bool ready;
 
     explicit FeedForwardGradientRoom(const TileProduct &a) : row(up(a.inputs, SQUARE)) {
-        const int64_t across = depth(a.inputs), hidden = tiles_of(a.outputs), channels = tiles_of(a.inputs);
+        const int64_t across = depth(a.inputs), channels = tiles_of(a.inputs);
         for (int pass = 0; pass < 2; ++pass) {
             for (uint32_t **rows : {&x, &grad}) arena.take(*rows, PIXELS * across);
             arena.take(slope, PIXELS * depth(a.outputs));
             for (uint32_t **turned : {&x_turned, &grad_turned}) arena.take(*turned, channels * STEPS * TILE);
-            for (uint32_t **pairs : {&hidden_pairs, &slope_pairs}) arena.take(*pairs, SPAN / 2 * SIDE * hidden);
+            for (uint32_t **pairs : {&hidden_pairs, &slope_pairs}) arena.take(*pairs, SPAN / 2 * up(a.outputs, SQUARE));
             arena.take(dx, PIXELS * row);
             arena.take(line, up(a.inputs, LANES));
             for (float **square : {&sums, &slopes}) arena.take(*square, SQUARE * SQUARE);
@@ -88,7 +88,7 @@ void read_pixels(const TileFeedForwardGradient &g, const FeedForwardGradientRoom
 // From these units to what is hidden and the gradient before the GELU, whose pairs begin at step `step`.
 inline void hidden_gradients(const TileFeedForwardGradient &g, const uint32_t *up_weight, const uint32_t *down_weight,
                              const FeedForwardGradientRoom &room, int64_t step, float *up_bias) {
-    const int64_t hidden = g.up.outputs, units = depth(g.up.inputs), tiles = tiles_of(hidden), row = 2 * depth(hidden);
+    const int64_t hidden = g.up.outputs, units = depth(g.up.inputs), row = 2 * depth(hidden);
     bf16 *rows = reinterpret_cast<bf16 *>(room.slope);
     for (int64_t output = 0; output < hidden; output += SQUARE)
         for (int64_t from = 0; from < PIXELS; from += SQUARE) {
@@ -108,7 +108,7 @@ inline void hidden_gradients(const TileFeedForwardGradient &g, const uint32_t *u
                         sum += slope[o];
                         store(rows + (from + r + o) * row + at, slope[o], LANES);
                     }
-                    const int64_t pair = (step * SIDE + (from + r) / 2) * tiles * SIDE + at;
+                    const int64_t pair = pair_at(SPAN / 2, step * SIDE + (from + r) / 2, at);
                     Tiles::put_rows(room.hidden_pairs + pair, 0, made[0], made[1]);
                     Tiles::put_rows(room.slope_pairs + pair, 0, slope[0], slope[1]);
                 }
@@ -140,9 +140,8 @@ void differentiate(const TileFeedForwardGradient &g, const PackedWeights<3> &wei
                           static_cast<X *>(g.from_up.out) + at);
         }
     }
-    const int64_t row = SIDE * tiles_of(g.up.outputs);
-    by.up.add({room.x_turned, room.slope_pairs, STEPS * TILE, row}, step, sums);
-    by.down.add({room.grad_turned, room.hidden_pairs, STEPS * TILE, row}, step, sums + by.at_down());
+    by.up.add({room.x_turned, room.slope_pairs, STEPS * TILE, SPAN / 2 * SQUARE}, step, sums);
+    by.down.add({room.grad_turned, room.hidden_pairs, STEPS * TILE, SPAN / 2 * SQUARE}, step, sums + by.at_down());
 }
 
 template <class X> int run_tile_feed_forward_gradient(const TileFeedForwardGradient &g) {

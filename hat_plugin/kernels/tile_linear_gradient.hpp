@@ -33,7 +33,7 @@ struct LinearGradientRoom {
             arena.take(x, PIXELS * depth(a.inputs));
             arena.take(grad, PIXELS * depth(a.outputs));
             arena.take(x_turned, tiles_of(a.inputs) * STEPS * TILE);
-            arena.take(grad_pairs, SPAN / 2 * SIDE * tiles_of(a.outputs));
+            arena.take(grad_pairs, SPAN / 2 * up(a.outputs, SQUARE));
             arena.take(dx, PIXELS * row);
             arena.take(line, up(a.inputs, LANES));
             arena.take(sums, SQUARE * SQUARE);
@@ -120,20 +120,20 @@ void write_gradients(const TileLinearGradient &g, const LinearGradientRoom &room
 template <class X, class G>
 void differentiate(const TileLinearGradient &g, const uint32_t *packed, const LinearGradientSums &by,
                    const LinearGradientRoom &room, int64_t first, int64_t count, float *sums) {
-    const int64_t across = tiles_of(g.layer.inputs), along = tiles_of(g.layer.outputs);
+    const int64_t across = tiles_of(g.layer.inputs);
     const NormSums norm{sums + by.at_norm_weight(), sums + by.at_norm_bias()};
     int64_t step = 0;
     for (int64_t from = 0; from < count; from += PIXELS, step += PIXELS / (2 * SIDE)) {
         const int64_t here = std::min(PIXELS, count - from);
         read_pixels<X, G>(g, by, room, first + from, here, sums);
         turn_pixels(room.x, depth(g.layer.inputs), across, STEPS, step, room.x_turned);
-        pair_pixels(room.grad, depth(g.layer.outputs), along, PIXELS / 2, room.grad_pairs + from / 2 * along * SIDE);
+        pair_pixels(room.grad, depth(g.layer.outputs), PIXELS / 2, SPAN / 2, from / 2, room.grad_pairs);
         multiply_pixels(g.back, ITSELF, packed, room.grad, here, room.sums, [&](int64_t n) {
             return Target<float>{room.dx + n * room.row, nullptr, nullptr, nullptr};
         });
         write_gradients<X>(g, room, first + from, here, norm);
     }
-    by.weight.add({room.x_turned, room.grad_pairs, STEPS * TILE, along * SIDE}, step, sums);
+    by.weight.add({room.x_turned, room.grad_pairs, STEPS * TILE, SPAN / 2 * SQUARE}, step, sums);
 }
 
 template <class X, class G> int run_tile_linear_gradient(const TileLinearGradient &g) {

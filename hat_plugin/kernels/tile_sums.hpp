@@ -1,7 +1,7 @@
 // Gradients of weights in bf16 by matrix units: sums over pixels of what a layer read times the gradient of what it made.
 //
 // A unit is a channel of two neighbouring pixels. The left side of a product is tiles, (tiles of channels, steps, 16
-// channels, 16 pairs), the right side rows, (pairs, channels up to whole tiles). Sums stay in memory, in fp32, and are
+// channels, 16 pairs), the right side (channels / 32, pairs, 32 channels). Sums stay in memory, in fp32, and are
 // loaded into tiles once for SPAN pixels.
 
 #pragma once
@@ -34,19 +34,26 @@ inline void turn_pixels(const uint32_t *rows, int64_t units, int64_t tiles, int6
         }
 }
 
-// `pairs` pairs of rows of `units` to rows of a right side.
-inline void pair_pixels(const uint32_t *rows, int64_t units, int64_t tiles, int64_t pairs, uint32_t *to) {
+// Where a right side of `pairs` pairs has one of them, and a channel.
+inline int64_t pair_at(int64_t pairs, int64_t pair, int64_t channel) {
+    return (channel / SQUARE * pairs + pair) * SQUARE + channel % SQUARE;
+}
+
+// `count` pairs of rows of `units` to a right side of `pairs`, from pair `first` on.
+inline void pair_pixels(const uint32_t *rows, int64_t units, int64_t count, int64_t pairs, int64_t first, uint32_t *to) {
     Tiles *how = nullptr;
-    for (int64_t pair = 0; pair < pairs; ++pair, rows += 2 * units, to += tiles * SIDE) {
+    for (int64_t pair = first; pair < first + count; ++pair, rows += 2 * units) {
         const bf16 *one = reinterpret_cast<const bf16 *>(rows);
-        for (int64_t c = 0; c < tiles * SIDE; c += LANES) write(to + c, paired(how, one + c, one + 2 * units + c, LANES));
+        for (int64_t c = 0; c < 2 * units; c += LANES)
+            write(to + pair_at(pairs, pair, c), paired(how, one + c, one + 2 * units + c, LANES));
     }
 }
 
-// A left side and a right one, from where they are multiplied on.
+// A left side and a right one, from where they are multiplied on; from their tiles to those of the next channels, on the
+// left 16, on the right 32.
 struct Factors {
     const uint32_t *left, *right;
-    int64_t below, row;  // from a tile of the left side to that of the next channels; from a pair to the next
+    int64_t below, beside;
 };
 
 // Two tiles by two are added to, or the first of two where TALL or WIDE are not.
@@ -56,16 +63,16 @@ template <bool TALL, bool WIDE> inline void add_square(const Factors &by, int64_
     if (WIDE) load_tile<1>(sums + TILE, 4 * SIDE);
     if (TALL) load_tile<2>(sums + 2 * TILE, 4 * SIDE);
     if (TALL && WIDE) load_tile<3>(sums + 3 * TILE, 4 * SIDE);
-    for (int64_t step = 0; step < steps; ++step, left += TILE, right += SIDE * by.row) {
+    for (int64_t step = 0; step < steps; ++step, left += TILE, right += SIDE * SQUARE) {
         load_tile<4>(left, 4 * SIDE);
-        load_tile<6>(right, 4 * by.row);
+        load_tile<6>(right, 4 * SQUARE);
         multiply_tiles<0, 4, 6>();
         if (TALL) {
             load_tile<5>(left + by.below, 4 * SIDE);
             multiply_tiles<2, 5, 6>();
         }
         if (WIDE) {
-            load_tile<7>(right + SIDE, 4 * by.row);
+            load_tile<7>(right + SIDE, 4 * SQUARE);
             multiply_tiles<1, 4, 7>();
         }
         if (TALL && WIDE) multiply_tiles<3, 5, 7>();
@@ -113,7 +120,7 @@ class Parts {
     }
 };
 
-// A gradient while it is summed up: squares of two tiles by two, (rows / 32, columns / 32, 2, 2, 16, 16).
+// A gradient while it is summed up: squares of two tiles by two, (columns / 32, rows / 32, 2, 2, 16, 16).
 struct TileSums {
     int64_t rows, columns, tall, wide;  // tall, wide: in tiles
 
@@ -122,20 +129,24 @@ struct TileSums {
 
     // Add the products of `steps` steps.
     void add(const Factors &from, int64_t steps, float *sums) const {
-        for (int64_t i = 0; i < tall; i += 2)
-            for (int64_t j = 0; j < wide; j += 2, sums += 4 * TILE) {
-                const Factors by{from.left + i * from.below, from.right + j * SIDE, from.below, from.row};
-                if (i + 1 < tall && j + 1 < wide) add_square<true, true>(by, steps, sums);
-                else if (i + 1 < tall) add_square<true, false>(by, steps, sums);
-                else if (j + 1 < wide) add_square<false, true>(by, steps, sums);
-                else add_square<false, false>(by, steps, sums);
-            }
+        for (int64_t column = 0; column < wide; column += 2) add_column(from, column, steps, sums);
+    }
+    // Those of two tiles of columns.
+    void add_column(const Factors &from, int64_t column, int64_t steps, float *sums) const {
+        sums += column / 2 * up(tall, 2) * 2 * TILE;
+        for (int64_t row = 0; row < tall; row += 2, sums += 4 * TILE) {
+            const Factors by{from.left + row * from.below, from.right + column / 2 * from.beside, from.below, 0};
+            if (row + 1 < tall && column + 1 < wide) add_square<true, true>(by, steps, sums);
+            else if (row + 1 < tall) add_square<true, false>(by, steps, sums);
+            else if (column + 1 < wide) add_square<false, true>(by, steps, sums);
+            else add_square<false, false>(by, steps, sums);
+        }
     }
     // One row of the gradient, from such sums at `place` of each part.
     void finish(const Parts &parts, int64_t place, int64_t row, float *to) const {
         const int64_t tile = row / SIDE;
         for (int64_t c = 0; c < columns; c += LANES) {
-            const int64_t beside = c / SIDE, square = tile / 2 * (up(wide, 2) / 2) + beside / 2;
+            const int64_t beside = c / SIDE, square = beside / 2 * (up(tall, 2) / 2) + tile / 2;
             const int64_t at = (square * 4 + tile % 2 * 2 + beside % 2) * TILE + row % SIDE * SIDE + c % SIDE;
             store(to + c, parts.sum(place + at), columns - c);
         }

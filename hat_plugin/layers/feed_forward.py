@@ -10,8 +10,9 @@ from hat_plugin.kernels import feed_forward as training
 from hat_plugin.kernels import products
 from hat_plugin.kernels.fused_products import kernels_for
 from hat_plugin.kernels.operands import Layer, Norm
-from hat_plugin.layers.lean import is_plain, through
+from hat_plugin.layers.lean import through
 from hat_plugin.layers.linear import Linear
+from hat_plugin.layers.recipe import is_plain
 from hat_plugin.layers.residual import DropPath
 from hat_plugin.layers.strips import like_weights
 

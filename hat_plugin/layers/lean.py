@@ -11,28 +11,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hat_plugin.kernels import tile_gradients, tile_products
 from hat_plugin.kernels.fused_products import kernels_for
 from hat_plugin.kernels.operands import Layer, Norm, is_traced
 from hat_plugin.layers.convolution import (
-    Conv2d,
-    Geometry,
     convolution_gradients,
     convolve,
     gradients_by_tiles,
     takes_gradients,
 )
-from hat_plugin.layers.linear import Linear, is_hooked, linear, normed_linear
+from hat_plugin.layers.linear import linear, normed_linear
+from hat_plugin.layers.recipe import Made, Reader, Recipe
 from hat_plugin.layers.strips import like_weights
-
-_LINEAR, _CONVOLUTIONS = (nn.Linear, Linear), (nn.Conv2d, Conv2d)
 
 
 def through(x: Tensor, step: nn.Module, *layers: nn.Module) -> tuple[Tensor, ...]:
@@ -46,7 +41,7 @@ def through(x: Tensor, step: nn.Module, *layers: nn.Module) -> tuple[Tensor, ...
     Returns:
         A tensor for each layer, channels last, in the weights' dtype or autocast's; step(x) in its own.
     """
-    made, readers = _Made.of(step), [_Reader.of(layer) for layer in layers]
+    made, readers = Made.of(step), [Reader.of(layer) for layer in layers]
     plain = made is None or None in readers or not torch.is_grad_enabled() or is_traced()
     weights = [tensor for reader in readers if reader for tensor in (reader.weight, reader.bias)]
     if plain or made is None or not any(isinstance(tensor, Tensor) for tensor in weights):
@@ -56,22 +51,10 @@ def through(x: Tensor, step: nn.Module, *layers: nn.Module) -> tuple[Tensor, ...
     if torch.is_autocast_enabled(kind) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
     geometries = tuple(reader.geometry for reader in readers if reader)
-    recipe = _Recipe(made.function, len(made.parameters), geometries, dtype)
+    recipe = Recipe(made.function, len(made.parameters), geometries, dtype)
     with torch.autocast(kind, enabled=False):
         results: tuple[Tensor, ...] = _Through.apply(recipe, x, *made.parameters, *weights)
     return results
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Whether it is a step or a layer that `through` knows, and nobody waits for its call by a hook."""
-    kind = type(module)
-    if kind in _CONVOLUTIONS:
-        known = Geometry.of(module) is not None  # type: ignore[arg-type]
-    elif kind is nn.GELU:
-        known = module.approximate == 'none'
-    else:
-        known = kind in _LINEAR or kind is nn.LayerNorm or kind is nn.Identity
-    return known and not is_hooked(module)
 
 
 def _as_they_are(x: Tensor, step: nn.Module, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
@@ -92,88 +75,11 @@ def _as_they_are(x: Tensor, step: nn.Module, layers: Sequence[nn.Module]) -> tup
     return tuple(results)
 
 
-class _Made(NamedTuple):
-    """A step as a function of its input and its parameters."""
-
-    function: Callable[..., Tensor]
-    parameters: tuple[Tensor | None, ...]
-
-    @classmethod
-    def of(cls, step: nn.Module) -> _Made | None:
-        """None where it is not known to give the same again, or somebody waits for its call by a hook."""
-        if type(step) is nn.LayerNorm and is_plain(step):
-            return cls(_LayerNorm(step.eps), (step.weight, step.bias))
-        return cls(F.gelu, ()) if type(step) is nn.GELU and is_plain(step) else None
-
-
-@dataclass(frozen=True)
-class _LayerNorm:
-    """A layer normalisation of an input by its parameters."""
-
-    eps: float
-
-    def __call__(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
-
-
-class _Reader(NamedTuple):
-    """A layer that reads what was made. A geometry: a convolution; no weight: what was made itself."""
-
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    geometry: Geometry | None = None
-
-    @classmethod
-    def of(cls, layer: nn.Module) -> _Reader | None:
-        """None where a layer is of no such kind, or is hooked."""
-        if not is_plain(layer):
-            return None
-        if type(layer) is nn.Identity:
-            return cls()
-        if isinstance(layer, nn.Linear):
-            return cls(layer.weight, layer.bias)
-        return cls(layer.weight, layer.bias, Geometry.of(layer)) if isinstance(layer, nn.Conv2d) else None
-
-
-class _Recipe(NamedTuple):
-    """What `_Through` is to do with its tensors: the step's parameters, then each layer's weight and bias."""
-
-    step: Callable[..., Tensor]
-    parameters: int
-    geometries: tuple[Geometry | None, ...]
-    dtype: torch.dtype
-
-    def readers(self, tensors: Sequence[Tensor | None]) -> list[_Reader]:
-        """The layers, in dtype."""
-        weights = [None if tensor is None else tensor.to(self.dtype) for tensor in tensors[self.parameters :]]
-        return [_Reader(*pair) for pair in zip(weights[::2], weights[1::2], self.geometries, strict=True)]
-
-    def norm(self, tensors: Sequence[Tensor | None]) -> Norm | None:
-        """The step, if it is a layer normalisation with a weight and a bias."""
-        if not isinstance(self.step, _LayerNorm) or tensors[0] is None or tensors[1] is None:
-            return None
-        return Norm(tensors[0], tensors[1], self.step.eps)
-
-    def compute(self, x: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        """By torch's operators, with all gradients."""
-        y = self.step(x, *tensors[: self.parameters])
-        results = []
-        for weight, bias, geometry in self.readers(tensors):
-            if weight is None:
-                results.append(y)
-            elif geometry is None:
-                results.append(F.linear(y.to(self.dtype), weight, bias))
-            else:
-                image = y.to(self.dtype).permute(0, 3, 1, 2)
-                results.append(F.conv2d(image, weight, bias, *geometry).permute(0, 2, 3, 1))
-        return tuple(results)
-
-
 class _Through(torch.autograd.Function):
     """See `through`."""
 
     @staticmethod
-    def forward(ctx: Any, recipe: _Recipe, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, recipe: Recipe, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         ctx.recipe = recipe
         ctx.save_for_backward(x, *tensors)
         readers = recipe.readers(tensors)
@@ -195,7 +101,7 @@ class _Through(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        recipe: _Recipe = ctx.recipe
+        recipe: Recipe = ctx.recipe
         inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
         with torch.autocast(inputs[0].device.type, enabled=False):
             if torch.is_grad_enabled():  # a gradient of this gradient may be asked for
@@ -211,7 +117,7 @@ class _Through(torch.autograd.Function):
 
 
 def _gradients(
-    recipe: _Recipe, inputs: Sequence[Tensor | None], grads: Sequence[Tensor], needed: Sequence[bool]
+    recipe: Recipe, inputs: Sequence[Tensor | None], grads: Sequence[Tensor], needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """`_Through.backward` without gradients of its own, step by step."""
     first = 1 + recipe.parameters
@@ -232,7 +138,7 @@ def _gradients(
 
 def _gradients_of_readers(
     image: Callable[[], Tensor],
-    readers: Sequence[_Reader],
+    readers: Sequence[Reader],
     grads: Sequence[Tensor],
     needed: Sequence[bool],
     dtype: torch.dtype,
@@ -260,7 +166,7 @@ def _gradients_of_readers(
 
 
 def _fused_gradients(
-    recipe: _Recipe, inputs: Sequence[Tensor | None], grads: Sequence[Tensor], needed: Sequence[bool]
+    recipe: Recipe, inputs: Sequence[Tensor | None], grads: Sequence[Tensor], needed: Sequence[bool]
 ) -> list[Tensor | None] | None:
     """`_gradients` where those of a normalisation and of the first layer come from one kernel; else None."""
     x, *tensors = inputs
@@ -279,7 +185,7 @@ def _fused_gradients(
 
 
 def _fused(
-    recipe: _Recipe, x: Tensor, tensors: Sequence[Tensor | None], readers: Sequence[_Reader]
+    recipe: Recipe, x: Tensor, tensors: Sequence[Tensor | None], readers: Sequence[Reader]
 ) -> tuple[Tensor, Tensor] | None:
     """The first layer's result, and the step's, by one kernel where there is one."""
     weight, bias, geometry = readers[0]
@@ -296,7 +202,7 @@ def _fused(
 def _reader_gradients(
     image: Callable[[], Tensor],
     grad: Tensor,
-    reader: _Reader,
+    reader: Reader,
     wanted: tuple[bool, bool, bool],
     before: tuple[Tensor, Norm] | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -11,7 +11,7 @@ from hat_plugin.kernels.tile_blocks import BlockLayers, window_block
 from hat_plugin.layers.attention import gather_bias, takes_image
 from hat_plugin.layers.config import WindowTables
 from hat_plugin.layers.feed_forward import Mlp
-from hat_plugin.layers.lean import is_plain
+from hat_plugin.layers.recipe import is_plain
 from hat_plugin.layers.self_attention import WindowAttention
 
 

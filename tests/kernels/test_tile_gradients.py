@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compared import error
-from tiles import in_use, normalisation, random
+from tiles import in_use, normalisation, normed, random
 from torch import Tensor, nn
 
 from hat_plugin.archs.hat_arch import HAT
@@ -17,7 +17,7 @@ from hat_plugin.engine.memory import estimate_training_bytes, is_out_of_memory
 from hat_plugin.kernels.feed_forward import feed_forward, plain_feed_forward
 from hat_plugin.kernels.operands import Layer, Norm
 from hat_plugin.kernels.products import products_by
-from hat_plugin.kernels.tile_gradients import feed_forward_gradient, linear_gradient
+from hat_plugin.kernels.tile_gradients import convolution_gradient, feed_forward_gradient, linear_gradient
 from hat_plugin.layers.feed_forward import Mlp, add_feed_forward
 from hat_plugin.layers.residual import DropPath
 
@@ -99,14 +99,35 @@ def test_an_mlp(amx, size: tuple[int, ...], stream: torch.dtype, residual: bool)
         assert error(one, other) < 2e-2
 
 
-@pytest.mark.parametrize('of', ['an MLP', 'a layer'])
+@pytest.mark.parametrize('stream', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ('size', 'outputs'), [((1, 16, 64, 180), 60), ((2, 9, 63, 31), 16), ((3, 1, 1, 16), 33), ((1, 2, 130, 64), 180)]
+)
+def test_a_convolution(amx, size: tuple[int, ...], outputs: int, stream: torch.dtype) -> None:
+    """Of an image as it is, and of one that is normalised first, with zeros around that."""
+    x, grad = (random(*size, seed=0) * 3 + 1).to(stream), random(*size[:3], outputs, seed=8)
+    for norm in (None, normalisation(size[3])):
+        image = x.double() if norm is None else normed(x, norm)
+        leaves = [
+            torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in ((outputs, size[3], 3, 3), outputs)
+        ]
+        made = F.conv2d(image.permute(0, 3, 1, 2), *leaves, padding=1).permute(0, 2, 3, 1)
+        found = convolution_gradient(x, grad, norm=norm, library=amx)
+        for one, leaf, expected in zip(found, leaves, torch.autograd.grad(made, leaves, grad.double()), strict=True):
+            assert one.shape == leaf.shape and one.dtype == torch.float32
+            assert error(one, expected) < 1e-2
+
+
+@pytest.mark.parametrize('of', ['an MLP', 'a layer', 'a convolution'])
 def test_the_same_again_and_by_one_thread_as_by_many(amx, of: str) -> None:
     x, grad, norm, up, down = operands(1, 40, 41, 20, hidden=40)
 
     def gradients() -> tuple[Tensor, ...]:
         if of == 'an MLP':
             return feed_forward_gradient(x, grad, norm, up, down, library=amx)
-        return linear_gradient(x, torch.cat([grad, grad], -1), up, norm=norm, library=amx)[:5]
+        if of == 'a layer':
+            return linear_gradient(x, torch.cat([grad, grad], -1), up, norm=norm, library=amx)[:5]
+        return convolution_gradient(x, grad.bfloat16(), library=amx)
 
     first = gradients()
     assert all(map(torch.equal, first, gradients()))
@@ -204,6 +225,10 @@ def test_what_does_not_fit_is_refused(emulated) -> None:
         linear_gradient(x, grad, up, norm=norm, add=x, library=emulated)
     with pytest.raises(ValueError, match=r'scaled \(1, 3, 4, 6\)'):
         linear_gradient(x, grad, up, scaled=(x, grad[:, :1, :1]), library=emulated)
+    with pytest.raises(ValueError, match='give .B, H, W, C. each, and bf16'):
+        convolution_gradient(x, grad.float(), library=emulated)
+    with pytest.raises(ValueError, match=r'add \(1, 3, 3, 9\) does not fit'):
+        convolution_gradient(x, grad[:, :, :3], library=emulated)
 
 
 def test_without_memory_or_amx_it_says_so() -> None:
@@ -213,6 +238,9 @@ def test_without_memory_or_amx_it_says_so() -> None:
         with pytest.raises(RuntimeError, match=message) as caught:
             feed_forward_gradient(*given, library=library)
         assert is_out_of_memory(caught.value) == (code == 1)
+    with pytest.raises(RuntimeError, match="no memory left for a convolution's gradients over 12 pixels"):
+        library = SimpleNamespace(hat_tile_convolution_gradient=lambda call: 1)
+        convolution_gradient(given[0], given[1].bfloat16(), library=library)
     empty = SimpleNamespace(hat_tile_linear_gradient=lambda call: 1)
     with pytest.raises(RuntimeError, match="no memory left for a layer's gradients over 12 pixels"):
         linear_gradient(given[0], given[1], Layer(random(6, 6, seed=0)), library=empty)

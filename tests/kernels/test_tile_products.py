@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from hat_plugin.archs.hat_arch import HAT
 from hat_plugin.engine.memory import is_out_of_memory
-from hat_plugin.kernels import tile_blocks, tile_products
+from hat_plugin.kernels import tile_blocks, tile_gradients, tile_products
 from hat_plugin.kernels.operands import Layer
 from hat_plugin.kernels.products import products_by
 from hat_plugin.layers.convolution import Conv2d
@@ -157,12 +158,25 @@ def test_gradients_in_a_network(amx, monkeypatch) -> None:
     in_use(amx, monkeypatch)
     calls, layer, found = [], tile_products.linear, {}
     monkeypatch.setattr(tile_products, 'linear', lambda *a, **named: (calls.append(named), layer(*a, **named))[1])
+    gradients: list[str] = []
+    for kind in ('linear', 'feed_forward', 'convolution'):
+        kernel = getattr(tile_gradients, f'{kind}_gradient')
+
+        def counted(*a, kind=kind, kernel=kernel, **named):
+            gradients.append(kind)
+            return kernel(*a, **named)
+
+        monkeypatch.setattr(tile_gradients, f'{kind}_gradient', counted)
     for name in ('cpp', 'torch'):
         calls.clear()
-        with products_by(name), torch.autocast('cpu', torch.bfloat16):
-            loss = net(x).float().square().mean()
+        gradients.clear()
+        with products_by(name):
+            with torch.autocast('cpu', torch.bfloat16):
+                loss = net(x).float().square().mean()
+            found[name] = torch.autograd.grad(loss, list(net.parameters()))
         assert sum('norm' in named for named in calls) == (3 if name == 'cpp' else 0)  # before q, k, v
-        found[name] = torch.autograd.grad(loss, list(net.parameters()))
+        expected = {'linear': 6, 'feed_forward': 3, 'convolution': 6} if name == 'cpp' else {}
+        assert Counter(gradients) == expected, 'around three attentions, three MLPs, two in each HAB and two behind'
     apart = {
         name: torch.stack([(one - other).norm() for one, other in zip(gradients, exact, strict=True)]).norm()
         for name, gradients in found.items()
