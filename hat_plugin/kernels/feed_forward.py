@@ -23,7 +23,8 @@ from hat_plugin.kernels.operands import Layer, Norm, check_fit
 
 def takes(x: Tensor, *weights: Tensor | None) -> bool:
     """Whether `feed_forward` is for such operands: real ones that a kernel takes, or fake ones that stand for such."""
-    return products.takes(x, *weights) or products.would_take(x, *weights) or tile_products.takes_cast(x, *weights)
+    real = products.takes(x, *weights) or tile_products.takes_cast(x, *weights)
+    return real or products.would_take(x, *weights) or tile_products.would_take_cast(x, *weights)
 
 
 def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer, *, residual: bool = True) -> Tensor:

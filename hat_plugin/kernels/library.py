@@ -106,7 +106,7 @@ class TileProductArguments(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ('x', 'weight', 'bias', 'norm_weight', 'norm_bias')),
         *((name, ctypes.c_void_p) for name in ('add', 'scaled', 'factor', 'out', 'normed', 'means')),
         *((name, ctypes.c_int64) for name in ('pixels', 'image', 'width', 'inputs', 'outputs', 'taps')),
-        *((name, ctypes.c_int64) for name in ('gelu', 'half_x', 'half_out', 'threads')),
+        *((name, ctypes.c_int64) for name in ('gelu', 'turned', 'half_x', 'half_out', 'threads')),
         ('eps', ctypes.c_double),
     )
 

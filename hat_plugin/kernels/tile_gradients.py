@@ -73,7 +73,7 @@ def linear_gradient(
     kept: list[Tensor] = [x]
     call = TileLinearGradientArguments(
         layer=arguments(x, layer, norm, kept),
-        back=arguments(grad.contiguous(), Layer(turned(layer.weight)), None, kept),
+        back=arguments(grad.contiguous(), Layer(layer.weight), None, kept, turned=True),
     )
 
     def made(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -138,8 +138,8 @@ def feed_forward_gradient(
     ]
     call = TileFeedForwardGradientArguments(
         up=arguments(x, up, norm, kept),
-        from_down=arguments(grad.contiguous(), Layer(turned(down.weight)), None, kept),
-        from_up=arguments(x, Layer(turned(up.weight)), None, kept),
+        from_down=arguments(grad.contiguous(), Layer(down.weight), None, kept, turned=True),
+        from_up=arguments(x, Layer(up.weight), None, kept, turned=True),
         residual=residual,
     )
     call.from_up.out = dx.data_ptr()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from hat_plugin.kernels.library import TileProductArguments, load, require
-from hat_plugin.kernels.operands import Layer, Norm, check_fused, is_traced, ordinary, turned
+from hat_plugin.kernels.operands import Layer, Norm, check_fused, is_traced, ordinary
 from hat_plugin.kernels.products import choice
 
 _AMX = 2  # of `library.BF16_WAYS`
@@ -30,17 +30,26 @@ def takes(x: Tensor, *weights: Tensor | None) -> bool:
 
 
 def takes_cast(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether it is once the weights, fp32 or bf16, are cast as autocast would; or were fake tensors real ones."""
+    """Whether it is once the weights, fp32 or bf16, are cast as autocast would."""
+    if is_traced() or not _are_cast(weights):
+        return False
+    with torch.autocast('cpu', enabled=False):
+        return ordinary('cpu', x, *weights) and _is_chosen(x)
+
+
+def would_take_cast(x: Tensor, *weights: Tensor | None) -> bool:
+    """Whether `takes_cast` would say so, were these fake tensors real ones: for an estimate of memory."""
+    fake = all(tensor is None or isinstance(tensor, FakeTensor) for tensor in (x, *weights))
+    return fake and not is_traced() and _are_cast(weights) and _is_chosen(x)
+
+
+def _are_cast(weights: tuple[Tensor | None, ...]) -> bool:
+    """Whether weights are in bf16, or autocast makes them so."""
     casts = torch.is_autocast_enabled('cpu')
-    if is_traced() or (casts and torch.get_autocast_dtype('cpu') != torch.bfloat16):
+    if casts and torch.get_autocast_dtype('cpu') != torch.bfloat16:
         return False
     kinds = (torch.bfloat16, torch.float32) if casts else (torch.bfloat16,)
-    if any(weight is not None and weight.dtype not in kinds for weight in weights) or not _is_chosen(x):
-        return False
-    if all(tensor is None or isinstance(tensor, FakeTensor) for tensor in (x, *weights)):
-        return True
-    with torch.autocast('cpu', enabled=False):
-        return ordinary('cpu', x, *weights)
+    return all(weight is None or weight.dtype in kinds for weight in weights)
 
 
 def _is_chosen(x: Tensor) -> bool:
@@ -133,11 +142,27 @@ def convolution(
     if x.ndim != 4 or layer.weight.shape[2:] != (3, 3):
         raise ValueError(f'x {tuple(x.shape)}, weight {tuple(layer.weight.shape)}: give (B, H, W, C) and a 3x3 kernel')
     check_fused(x, (layer._replace(weight=layer.weight[:, :, 0, 0]),), norm, add)
+    return _convolution(x, layer, norm, add, dtype, means, library)
+
+
+def _convolution(
+    x: Tensor,
+    layer: Layer,
+    norm: Norm | None = None,
+    add: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    means: Tensor | None = None,
+    library: ctypes.CDLL | None = None,
+    *,
+    turned: bool = False,
+) -> Tensor:
+    """`convolution`; turned: that from the gradient of the layer's result to that of its input."""
     weight = layer.weight.permute(0, 2, 3, 1).contiguous()
-    outputs = weight.shape[0]
+    outputs = weight.shape[3 if turned else 0]
     out = x.new_empty((*x.shape[:-1], outputs), dtype=add.dtype if add is not None else dtype or torch.bfloat16)
     kept: list[Tensor] = [out]
-    call = arguments(x.contiguous(), layer._replace(weight=weight.view(outputs, -1)), norm, kept)
+    call = arguments(x.contiguous(), layer._replace(weight=weight.view(weight.shape[0], -1)), norm, kept)
+    call.outputs, call.turned = outputs, turned
     call.inputs, call.taps = x.shape[3], 9
     call.image, call.width = x.shape[1] * x.shape[2], x.shape[2]
     call.out, call.half_out, call.add = out.data_ptr(), out.dtype == torch.bfloat16, address(add, kept)
@@ -153,20 +178,33 @@ def convolution(
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """The gradient of a 3x3 convolution's input, bf16: (B, H, W, outputs) and the weight to (B, H, W, inputs)."""
-    return convolution(grad, Layer(turned(weight)))
+    outputs = weight.shape[0]
+    if weight.shape[2:] != (3, 3) or grad.ndim != 4 or grad.shape[3] != outputs or grad.dtype != weight.dtype:
+        raise ValueError(f'a gradient of {tuple(grad.shape)}, {grad.dtype}, is not that of {tuple(weight.shape)}')
+    return _convolution(grad, Layer(weight), turned=True)
 
 
-def arguments(x: Tensor, layer: Layer, norm: Norm | None, kept: list[Tensor]) -> TileProductArguments:
+def arguments(
+    x: Tensor, layer: Layer, norm: Norm | None, kept: list[Tensor], *, turned: bool = False
+) -> TileProductArguments:
     """What is known of a layer over x, contiguous; the second of two has as many pixels.
+
+    Args:
+        x: pixels.
+        layer: a linear one.
+        norm: comes before it.
+        kept: takes what must live till the call.
+        turned: x is the gradient of the layer's result, and the product makes that of its input.
 
     Raises:
         ValueError: weights are not in bf16.
     """
     if layer.weight.dtype != torch.bfloat16:
         raise ValueError(f'weights are {layer.weight.dtype}: give bf16')
-    outputs, inputs = layer.weight.shape
+    outputs, inputs = reversed(layer.weight.shape) if turned else layer.weight.shape
     pixels = x.numel() // x.shape[-1]
     call = TileProductArguments(
+        turned=turned,
         pixels=pixels,
         image=pixels,
         inputs=inputs,

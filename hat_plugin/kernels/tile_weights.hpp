@@ -9,7 +9,7 @@
 // The caller fills it: library.py has the same fields in the same order. Everything is contiguous.
 struct TileProduct {
     const void *x;                         // (pixels, inputs), fp32 or, if half_x, bf16
-    const void *weight;                    // (outputs, taps, inputs), bf16
+    const void *weight;                    // (outputs, taps, inputs), bf16; if `turned`, (inputs, taps backwards, outputs)
     const float *bias;                     // (outputs), or null
     const float *norm_weight, *norm_bias;  // layer normalisation of x before, (inputs); or null
     const void *add;                       // like out, added; or null
@@ -19,7 +19,7 @@ struct TileProduct {
     void *normed;                          // takes x normalised, (pixels, inputs), bf16; or null
     float *means;                          // of a convolution's results, (images, outputs); or null
     int64_t pixels, image, width, inputs, outputs, taps;  // image: pixels of one; width: of an image; taps: 1 or 9
-    int64_t gelu, half_x, half_out, threads;
+    int64_t gelu, turned, half_x, half_out, threads;
     double eps;
 };
 
@@ -32,8 +32,22 @@ inline int64_t depth(int64_t channels) { return up(channels, 2 * SIDE) / 2; }
 
 inline int64_t packed_units(const TileProduct &a) { return up(a.outputs, SIDE) * a.taps * depth(a.inputs); }
 
+// As `pack_tap`, of turned weights.
+inline void pack_turned_tap(const TileProduct &a, int64_t first, int64_t tap, uint32_t *to) {
+    const int64_t stride = a.taps * a.outputs;
+    const bf16 *weight = static_cast<const bf16 *>(a.weight) + (a.taps - 1 - tap) * a.outputs + first;
+    for (int64_t unit = 0; unit < depth(a.inputs); ++unit, to += SIDE)
+        for (int64_t c = 0; c < SIDE; c += LANES) {
+            const int64_t input = 2 * unit, count = std::clamp<int64_t>(a.outputs - first - c, 0, LANES);
+            const bf16 *one = weight + std::min(input, a.inputs - 1) * stride + c;
+            const Bits pair = paired(static_cast<Pairs *>(nullptr), one, input + 1 < a.inputs ? one + stride : nullptr, count);
+            write(to + c, input < a.inputs ? pair : Bits{});
+        }
+}
+
 // Weights of 16 outputs at a tap as tiles: (depth, 16) units, zeros behind the last input and output.
 inline void pack_tap(const TileProduct &a, int64_t first, int64_t tap, uint32_t *to) {
+    if (a.turned) return pack_turned_tap(a, first, tap, to);
     const int64_t units = depth(a.inputs), stride = a.taps * a.inputs;
     const bf16 *weight = static_cast<const bf16 *>(a.weight) + tap * a.inputs;
     for (int64_t c = 0; c < SIDE; c += LANES)

@@ -115,9 +115,10 @@ def _by_one_kernel(x: Tensor, norm: nn.Module, mlp: Mlp, *, residual: bool) -> T
     inference = residual and not (torch.is_grad_enabled() or mlp.training)
     if inference and products.takes(x, *weights):
         return products.product(image, *layers, norm=first, add=image).view(x.shape)
-    if inference and not torch.is_autocast_enabled(x.device.type):
+    if inference:
         kernels = kernels_for(x, *weights[2:])
-        return None if kernels is None else kernels.feed_forward(x, first, *layers)
+        if kernels is not None or not torch.is_autocast_enabled('cpu'):
+            return None if kernels is None else kernels.feed_forward(x, first, *layers)
     plain = all(map(is_plain, (norm, mlp.fc1, mlp.act, mlp.fc2))) and not (mlp.training and mlp.drop.p)
     if not (plain and training.takes(x, *weights)):
         return None
