@@ -101,7 +101,7 @@ class CAB(nn.Module):
         if isinstance(weigh, ChannelAttention) and not any(map(is_hooked, weigh.modules())):
             return features, weigh.weights(features)
         features = weigh(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return features, features.new_ones(1, 1, 1, features.shape[-1])
+        return features, features.new_ones(features.shape[0], 1, 1, features.shape[-1])
 
     def in_strips(self, x: Tensor, prepare: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """The block for inference, its last product left to the caller, who reads the features anyway.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from compared import error
 from torch import Tensor, nn
 
+from hat_plugin.archs.hat_arch import HAT
 from hat_plugin.kernels.products import products_by
 from hat_plugin.layers.linear import Linear, add_linear
 from hat_plugin.layers.local import CAB, ChannelAttention
@@ -84,7 +87,24 @@ def test_channel_attention_apart_is_that_of_the_module() -> None:
         if hooked:
             weigh.register_forward_hook(lambda module, given, made: calls.append(made))
         features, weights = block.expand(block.first(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        assert weights.shape == (1 if hooked else 2, 1, 1, 12)
+        assert weights.shape == (2, 1, 1, 12)
         assert error(features * weights, expected) < 1e-6
         assert error(torch.autograd.grad((features * weights).square().sum(), x)[0], slopes) < 1e-5
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize('by', ['auto', 'torch'])
+def test_a_block_whose_parts_are_hooked_trains_alike(by: str) -> None:
+    """Of two samples; channel attention and the projection are called as modules then."""
+    torch.manual_seed(0)
+    net = HAT(embed_dim=16, depths=[1], num_heads=[2], window_size=4, squeeze_factor=4, drop_path_rate=0.0, upscale=1)
+    x, calls = torch.rand(2, 3, 8, 8), Counter[str]()
+    with products_by(by):
+        expected = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+        for name, module in net.named_modules():
+            if name.endswith(('attn.proj', 'cab.3')):
+                module.register_forward_hook(lambda module, given, made: calls.update([type(module).__name__]))
+        found = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+    assert calls == {'Linear': 2, 'ChannelAttention': 1}, 'projections of HAB and OCAB'
+    for one, other in zip(found, expected, strict=True):
+        assert error(one, other) < 1e-4
