@@ -143,6 +143,8 @@ class Conv2d(nn.Conv2d):
         half = geometry.is_ours(self.weight) and tile_products.takes_cast(image, *weights)
         if not half and not (geometry.is_ours(self.weight) and products.takes(image, *weights)):
             return super().forward(input)
+        if not half and not torch.is_grad_enabled():
+            return convolve(image, *weights, geometry).permute(0, 3, 1, 2)
         with torch.autocast('cpu', enabled=False):
             image = image.bfloat16() if half else image
             result: Tensor = _Convolution.apply(image, *weights, geometry)

@@ -109,7 +109,8 @@ class _Through(torch.autograd.Function):
                 results = recipe.compute(inputs[0], inputs[1:])
                 slopes = iter(torch.autograd.grad(results, wanted, grads, create_graph=True))
                 return None, *(next(slopes) if want else None for want in needed)
-            found = _fused_gradients(recipe, inputs, grads, needed) or _gradients(recipe, inputs, grads, needed)
+            given = recipe, inputs, recipe.readers(inputs[1:]), grads, needed
+            found = _fused_gradients(*given) or _gradients(*given)
         gradients: list[Tensor | None] = [None]
         for gradient, tensor, want in zip(found, inputs, needed, strict=True):
             gradients.append(gradient.to(tensor.dtype) if gradient is not None and want else None)
@@ -117,7 +118,11 @@ class _Through(torch.autograd.Function):
 
 
 def _gradients(
-    recipe: Recipe, inputs: Sequence[Tensor | None], grads: Sequence[Tensor], needed: Sequence[bool]
+    recipe: Recipe,
+    inputs: Sequence[Tensor | None],
+    readers: Sequence[Reader],
+    grads: Sequence[Tensor],
+    needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """`_Through.backward` without gradients of its own, step by step."""
     first = 1 + recipe.parameters
@@ -127,7 +132,6 @@ def _gradients(
     ]
     with torch.enable_grad():
         y = recipe.step(*known)
-    readers = recipe.readers(inputs[1:])
     wanted = [any(needed[:first]), *needed[first:]]
     image = y.detach().to(recipe.dtype)
     total, of_weights = _gradients_of_readers(lambda: image, readers, grads, wanted, y.dtype)
@@ -166,12 +170,16 @@ def _gradients_of_readers(
 
 
 def _fused_gradients(
-    recipe: Recipe, inputs: Sequence[Tensor | None], grads: Sequence[Tensor], needed: Sequence[bool]
+    recipe: Recipe,
+    inputs: Sequence[Tensor | None],
+    readers: Sequence[Reader],
+    grads: Sequence[Tensor],
+    needed: Sequence[bool],
 ) -> list[Tensor | None] | None:
     """`_gradients` where those of a normalisation and of the first layer come from one kernel; else None."""
     x, *tensors = inputs
-    norm, (first, *others) = recipe.norm(tensors), recipe.readers(tensors)
-    itself = any(reader.weight is None for reader in (first, *others))
+    norm, (first, *others) = recipe.norm(tensors), readers
+    itself = any(reader.weight is None for reader in readers)
     if x is None or norm is None or itself or first.geometry is not None or not all(needed[:3]):
         return None
     assert first.weight is not None

@@ -122,7 +122,8 @@ def _add_linear_with_gradients(
         with torch.autocast('cpu', enabled=False):
             together: Tensor = _AddLinear.apply(total, parts[0], layer.weight, layer.bias, *parts[1:])
         return together
-    y = layer(like_weights(x, layer))
+    casts = x.is_cuda and torch.is_autocast_enabled('cuda')  # the layer's input by itself
+    y = layer(x if casts else like_weights(x, layer))
     return total + (y if scaled is None else torch.addcmul(y, *(part.to(y.dtype) for part in scaled)))
 
 
