@@ -52,7 +52,7 @@ def _section(network: str, findings: dict[Contender, dict[int, Finding]], settin
     section.notes.append('Memory above the weights; in brackets: times as fast and times as lean as the first column.')
     for side in sorted(settings.growth_sizes):
         found = {who: by_side.get(side) for who, by_side in findings.items()}
-        base = found[CONTENDERS[0]]
+        base = next(iter(found.values()))
         section.rows.append((str(side), *(_cell(finding, base, settings.clock) for finding in found.values())))
         section.records += [
             {

@@ -23,6 +23,7 @@ from hat_plugin.engine.memory import (
     estimate_training_bytes,
     is_out_of_memory,
 )
+from hat_plugin.engine.workers import end_with_parent
 from hat_plugin.layers.precision import prepare_for_inference
 
 USABLE = 0.85  # of the free memory: what else runs on the machine shall not be pushed out
@@ -110,6 +111,7 @@ def _context() -> ForkServerContext | SpawnContext:
 
 
 def _serve(task: Task, connection: Connection) -> None:
+    end_with_parent()  # a killed benchmark would leave its last, longest measurement to run on
     answer: Finding | str | None
     try:
         answer = perform(task)

@@ -25,10 +25,11 @@ from hat_plugin.compare import panels
 from hat_plugin.compare.text import markdown_table
 from hat_plugin.data.build import build_dataset
 from hat_plugin.data.loader import build_val_loader
+from hat_plugin.data.names import picture_name
 from hat_plugin.engine.options import load_options
 from hat_plugin.engine.progress import progress
 from hat_plugin.errors import HatPluginError
-from hat_plugin.models.validation import as_picture, describe_metric, measure_all, picture_name
+from hat_plugin.models.validation import as_picture, describe_metric, measure_all
 
 INPUT, NETWORK, TRUTH = 'input', 'network', 'truth'
 WINDOWS = (7, 21)  # sides of the patch and of the search of non-local means, as OpenCV's documentation recommends
@@ -40,7 +41,7 @@ class Findings:
 
     Attributes:
         scores: (data set, who) -> metric -> its values, picture by picture.
-        shown: name of a picture -> who -> the picture, (H, W, 3), RGB, uint8.
+        shown: name of a picture of the first data set -> who -> the picture, (H, W, 3), RGB, uint8.
     """
 
     scores: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
@@ -101,14 +102,15 @@ def arguments() -> argparse.ArgumentParser:
 def measured(opt: dict[str, Any], strengths: list[float]) -> Findings:
     """Restore every picture by everybody."""
     model, findings = build_model(opt), Findings()
-    for options in opt['datasets'].values():
+    for number, options in enumerate(opt['datasets'].values()):
         loader = build_val_loader(build_dataset(options), options, rank=0, world_size=1)
         for data in progress(loader, description=options['name']):
             model.feed_data(data)
             model.test()
             pictures = {INPUT: data['lq'], **non_local_means(data['lq'], strengths), NETWORK: model.output}
-            name = picture_name(data['lq_path'][0], options)
-            findings.shown[name] = {who: panels.rgb(each) for who, each in {**pictures, TRUTH: data['gt']}.items()}
+            if number == 0:
+                name = picture_name(data['lq_path'][0], options)
+                findings.shown[name] = {who: panels.rgb(each) for who, each in {**pictures, TRUTH: data['gt']}.items()}
             for who, each in pictures.items():
                 values = findings.scores.setdefault((options['name'], who), {})
                 for metric, value in measure_all(each, data['gt'], opt['val']).items():

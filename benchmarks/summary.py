@@ -1,4 +1,4 @@
-"""All parts in one table: how many times as fast and as lean as the published code in fp32."""
+"""All parts in one table: how many times as fast and as lean as the first contender, the published code in fp32."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ STEP = 'training step'
 
 
 def summarise(records: Sequence[dict[str, Any]], clock: str) -> Section | None:
-    """From the records of the parts inference, training and memory; None where there are none of them."""
+    """From the records of the parts inference, training and memory; None where there are none of them.
+
+    Args:
+        records: the first contender is the base of all.
+        clock: 'wall' or 'cpu'.
+    """
+    base = None
     cells: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for record in records:
+        base = base or record.get('contender')
         kind, value = _value(record, clock)
         if value is not None:
             row = cells.setdefault((record['network'], record['contender'].removeprefix(f'{OURS} ')), {})
@@ -23,9 +30,7 @@ def summarise(records: Sequence[dict[str, Any]], clock: str) -> Section | None:
         return None
     columns = sorted({column for row in cells.values() for column in row}, key=lambda text: (text == STEP, len(text)))
     section = Section('Summary', ('times as fast / as lean', *columns))
-    section.notes.append(
-        f'As the published code in fp32, by {"CPU" if clock == "cpu" else "wall"} time and by memory above the weights.'
-    )
+    section.notes.append(f'To {base}, by {"CPU" if clock == "cpu" else "wall"} time and by memory above the weights.')
     for (network, contender), row in cells.items():
         section.rows.append((f'{network} {contender}', *(_cell(row.get(column, {})) for column in columns)))
     return section

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -222,6 +223,39 @@ def test_process_of_its_own() -> None:
         probe.run(replace(task, network='HAT-XL'))
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_killed_benchmark_leaves_no_measurement_behind() -> None:
+    code = (
+        'from benchmarks.probe import *\n'
+        "if __name__ == '__main__':\n"
+        "    run(Task('tiny', Contender(OURS), 16, seconds=600.0))"
+    )
+    with subprocess.Popen([sys.executable, '-c', code], cwd=REPOSITORY, start_new_session=True) as process:
+        _await(lambda: len(_running(process.pid)) == 4)  # with the fork server, its tracker and the measurement
+        process.kill()
+    _await(lambda: not _running(process.pid))
+
+
+def _running(session: int) -> list[str]:
+    """The processes of a session but for those that have ended."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            state, _, _, sid = path.read_text().rpartition(')')[2].split()[:4]
+        except OSError:  # gone meanwhile
+            continue
+        if int(sid) == session and state != 'Z':
+            found.append(path.parent.name)
+    return found
+
+
+def _await(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, 'it did not come about in two minutes'
+        time.sleep(0.1)
+
+
 def test_growth_does_not_try_what_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 
@@ -235,6 +269,8 @@ def test_growth_does_not_try_what_cannot_fit(monkeypatch: pytest.MonkeyPatch) ->
     (section,) = growth.run(settings)
     assert tried == [64, 90, 64, 90]
     assert section.rows[-1][1] == 'does not fit'
+    (alone,) = growth.run(replace(settings, codes=(OURS,), few=False))
+    assert len(alone.rows) == 3 and alone.rows[0][1].startswith('1.00 s')
 
 
 def test_summary_puts_time_and_memory_side_by_side() -> None:
@@ -250,6 +286,7 @@ def test_summary_puts_time_and_memory_side_by_side() -> None:
     section = summary.summarise(records, 'cpu')
     assert section is not None
     assert section.columns[1:] == ('64x64', 'training step')
+    assert section.notes[0].startswith('To ours fp32, by CPU time')  # the first of these
     assert section.rows == [('HAT fp32', '2.50 / 4.0', '2.50 / -')]
     assert summary.summarise([{'part': 'data'}], 'cpu') is None
 

@@ -20,6 +20,7 @@ from hat_plugin.compare.timing import Plan, Spread, alternate, spread
 from hat_plugin.engine.macs import Macs, count_macs
 from hat_plugin.engine.networks import build, input_channels
 from hat_plugin.engine.options import Options, registered
+from hat_plugin.engine.workers import end_with_parent
 from hat_plugin.models.inference import convert, precision_of, restore_batch
 from hat_plugin.models.states import device_of
 
@@ -90,7 +91,7 @@ def _peak(opt: Options, device: torch.device) -> int | None:
     if device.type == 'cuda':
         return peak_bytes(_forward(opt), device)
     context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
         try:
             return pool.submit(_peak_here, opt, torch.get_num_threads()).result()
         except BrokenProcessPool:  # killed: memory is out

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from hat_plugin.errors import DataError
@@ -78,13 +79,18 @@ def _begin_worker(setup: Callable[..., None] | None, given: tuple[Any, ...]) -> 
 
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     if setup is not None:
         setup(*given)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Let this process end as soon as the one that began it is gone, however it went."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        parent.join()  # a pipe that closes when the parent is gone, however it went
-        os._exit(1)
+        threading.Thread(target=_await_end, args=(parent,), daemon=True).start()
+
+
+def _await_end(parent: BaseProcess) -> None:
+    parent.join()  # a pipe that closes
+    os._exit(1)
