@@ -42,6 +42,7 @@ def exact_convolutions(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     """On a GPU torch rounds convolutions' operands to TF32, which makes a difference of 1e-3 out of one of 1e-7."""
     if 'gpu' in request.keywords:
         monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+        monkeypatch.setattr(torch.backends.cuda.matmul, 'allow_tf32', False)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,11 @@ class HATUNet(nn.Module):
             raise ValueError(f'refinement_depth {refinement_depth}: give a number of blocks, 0 or more')
         if not 1 <= upscale <= 4:
             raise ValueError(f'upscale {upscale} is out of reach: give 1, 2, 3 or 4')
+        if lem_norm == 'batch' and use_checkpoint:
+            raise ValueError(
+                "lem_norm 'batch' with use_checkpoint would count each batch twice in its running statistics: "
+                "give lem_norm 'none' or 'instance', or leave use_checkpoint out"
+            )
         options = HybridOptions(
             local=local_enhancement,
             arrangement=arrangement,
@@ -192,15 +197,15 @@ class HATUNet(nn.Module):
             (B, embed_dim, H, W).
         """
         tables = WindowTables(self.position_index, self.overlap_index, self.attn_masks)
-        x = self.conv_first(x.contiguous(memory_format=torch.channels_last)).to(self.attn_masks.dtype)
-        x = x.permute(0, 2, 3, 1)
+        stream = self.attn_masks.dtype  # fp32 under autocast, too: CUDA normalises nothing of another type than weights
+        x = self.conv_first(x.contiguous(memory_format=torch.channels_last)).to(stream).permute(0, 2, 3, 1)
         skips = []
         for level, down in zip(self.encoder, self.down, strict=True):
             skips.append(level(x, tables))
-            x = down(skips[-1])
+            x = down(skips[-1]).to(stream)
         x = self.bottleneck(x, tables)
         for level, up in zip(self.decoder, self.up, strict=True):
-            x = level(up(x, skips.pop()), tables)
+            x = level(up(x, skips.pop()).to(stream), tables)
         return self.refinement(x, tables).permute(0, 3, 1, 2)
 
     def forward_head(self, x: Tensor) -> Tensor:

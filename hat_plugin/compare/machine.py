@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from hat_plugin import __version__
+from hat_plugin.kernels.operands import rounds_to_tf32
 from hat_plugin.kernels.window_attention import available
 
 # Instruction sets that decide how fast matrix products are.
@@ -106,8 +107,8 @@ def _accelerator(device: torch.device) -> str:
     if device.type != 'cuda':
         return ''
     properties = torch.cuda.get_device_properties(device)
-    products = 'on' if torch.backends.cuda.matmul.allow_tf32 else 'off'
-    convolutions = 'on' if torch.backends.cudnn.allow_tf32 else 'off'
+    products = 'on' if rounds_to_tf32(torch.backends.cuda.matmul) else 'off'
+    convolutions = 'on' if rounds_to_tf32(torch.backends.cudnn) else 'off'
     tf32 = f'TF32 {products} in products, {convolutions} in convolutions'
     return f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {tf32}'
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from hat_plugin import __version__
 from hat_plugin.compare.protocol import Comparison, terms
 from hat_plugin.data.bicubic import imresize
+from hat_plugin.data.names import picture_name
 from hat_plugin.engine import distributed
 from hat_plugin.engine.checkpoint import load_into, load_weights
 from hat_plugin.engine.distributed import World
@@ -31,7 +32,7 @@ from hat_plugin.engine.networks import build
 from hat_plugin.engine.options import Options
 from hat_plugin.engine.progress import progress
 from hat_plugin.errors import DataError
-from hat_plugin.models.validation import as_picture, check_sizes, measure_all, picture_name
+from hat_plugin.models.validation import as_picture, check_sizes, measure_all
 from hat_plugin.train import note_world
 
 PICTURES, SCORES = 'pictures', 'scores'

@@ -6,7 +6,9 @@ HAT has some 6,000 kernels in a step, most of a few microseconds; launched one b
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import torch
@@ -45,8 +47,10 @@ class CudaGraphs:
         self._recorded: dict[tuple[Any, ...], Callable[[Tensor], Tensor]] = {}
         net.forward = self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> CudaGraphs:
-        raise TypeError('a network that runs through CUDA graphs cannot be copied: copy it before')
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[Tensor], Tensor]:
+        """A copied network runs by its own forward."""
+        copied: nn.Module = memo[id(self._net)]
+        return MethodType(type(copied).forward, copied)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to what the network makes of it."""
@@ -64,7 +68,7 @@ class CudaGraphs:
         if autocast is not None:
             casting = torch.autocast('cuda', autocast, cache_enabled=False)
         try:
-            with torch.random.fork_rng([x.device]), casting:
+            with torch.random.fork_rng([x.device]), casting, _beside_other_threads():
                 recorded: Any = torch.cuda.make_graphed_callables(
                     _Pass(self._net, self._forward), (x.detach().clone(),)
                 )
@@ -74,6 +78,17 @@ class CudaGraphs:
             return self._forward
         get_root_logger().info(f'train: cuda_graphs: recorded for {tuple(x.shape)}')
         return recorded
+
+
+@contextlib.contextmanager
+def _beside_other_threads() -> Iterator[None]:
+    """Let other threads allocate while this one records: a loader's, which pins batches, would fail and end the run."""
+    graph = torch.cuda.graph
+    torch.cuda.graph = functools.partial(graph, capture_error_mode='thread_local')  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        torch.cuda.graph = graph  # type: ignore[misc]
 
 
 def graphs_for(net: nn.Module, device: torch.device) -> CudaGraphs | None:

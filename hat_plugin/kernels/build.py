@@ -30,6 +30,10 @@ class BuildError(HatPluginError):
     """The kernels could not be built here; the message says what stood in the way. Everything runs without them."""
 
 
+class Unfinished(BuildError):
+    """The machine had no time for it: no reason to build anything less."""
+
+
 def build(*, force: bool = False) -> Path:
     """Compile the kernels unless they lie there already, and check them in a process of their own.
 
@@ -57,7 +61,7 @@ def build(*, force: bool = False) -> Path:
                     _compile(compiler, aside)
                     _check(aside)
                 except BuildError as error:
-                    if not has_amx():
+                    if not has_amx() or isinstance(error, Unfinished):
                         raise
                     logger.warning('once more, without AMX: %s', error)
                     _compile(compiler, aside, WITHOUT_TILES)
@@ -115,7 +119,7 @@ def _run(command: list[str], what: str) -> None:
         environment = {**os.environ, 'PYTHONPATH': path}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f'{what} did not finish: {error}') from error
+        raise Unfinished(f'{what} did not finish: {error}') from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip()[-2000:]
         raise BuildError(f'{what} failed with code {done.returncode}: {shlex.join(command)}\n{said}')

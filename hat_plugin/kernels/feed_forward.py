@@ -27,15 +27,14 @@ def takes(x: Tensor, *weights: Tensor | None) -> bool:
     return real or products.would_take(x, *weights) or tile_products.would_take_cast(x, *weights)
 
 
-def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer, *, residual: bool = True) -> Tensor:
-    """down(GELU(up(norm(x)))), with gradients of x and all weights; operands as `takes` wants them.
+def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer) -> Tensor:
+    """x + down(GELU(up(norm(x)))), with gradients of x and all weights; operands as `takes` wants them.
 
     Args:
         x: (B, H, W, C).
         norm: layer normalisation, weight and bias (C).
         up: to any number of channels; its `gelu` says nothing.
         down: back to C.
-        residual: whether x is added.
 
     Returns:
         (B, H, W, C), in x's type.
@@ -47,7 +46,7 @@ def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer, *, residual: boo
     parameters = norm.weight, norm.bias, up.weight, up.bias, down.weight, down.bias
     half = torch.is_autocast_enabled('cpu') or up.weight.dtype == torch.bfloat16
     with torch.autocast('cpu', enabled=False):
-        result: Tensor = _FeedForward.apply(x, *parameters, _Way(norm.eps, residual, half))
+        result: Tensor = _FeedForward.apply(x, *parameters, _Way(norm.eps, half))
     return result
 
 
@@ -55,7 +54,6 @@ class _Way(NamedTuple):
     """What `feed_forward` is besides its tensors; half: products are in bf16."""
 
     eps: float
-    residual: bool
     half: bool
 
     def layers(self, parameters: Sequence[Tensor | None]) -> tuple[Norm, Layer, Layer]:
@@ -78,8 +76,8 @@ class _FeedForward(torch.autograd.Function):
             return torch.empty_like(x)
         norm, up, down = ctx.way.layers(parameters)
         if ctx.way.half:
-            return tile_products.feed_forward(x, norm, up, down, residual=ctx.way.residual)
-        return products.product(x, up, down, norm=norm, add=x if ctx.way.residual else None)
+            return tile_products.feed_forward(x, norm, up, down)
+        return products.product(x, up, down, norm=norm, add=x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -88,7 +86,7 @@ class _FeedForward(torch.autograd.Function):
         with torch.autocast('cpu', enabled=False):
             if torch.is_grad_enabled():  # a gradient of this gradient may be asked for
                 wanted = [t for t, needed in zip((x, *parameters), ctx.needs_input_grad, strict=False) if needed]
-                result = plain_feed_forward(x, *way.layers(parameters), residual=way.residual)
+                result = plain_feed_forward(x, *way.layers(parameters))
                 found = iter(torch.autograd.grad(result, wanted, grad, create_graph=True))
                 return *(next(found) if needed else None for needed in ctx.needs_input_grad[:7]), None
             gradients: Sequence[Tensor | None]
@@ -96,7 +94,7 @@ class _FeedForward(torch.autograd.Function):
                 gradients = [None if tensor is None else torch.empty_like(tensor) for tensor in (x, *parameters)]
             else:
                 differentiate = tile_gradients.feed_forward_gradient if way.half else feed_forward_gradient
-                gradients = differentiate(x, grad, *way.layers(parameters), residual=way.residual)
+                gradients = differentiate(x, grad, *way.layers(parameters))
             results: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
             for number, (gradient, tensor) in enumerate(zip(gradients, (x, *parameters), strict=True)):
                 if gradient is not None and ctx.needs_input_grad[number]:
@@ -104,24 +102,16 @@ class _FeedForward(torch.autograd.Function):
             return tuple(results)
 
 
-def plain_feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer, *, residual: bool = True) -> Tensor:
+def plain_feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer) -> Tensor:
     """The same by torch's operators."""
     dtype, (scale, offset, eps) = up.weight.dtype, norm
     normed = F.layer_norm(x.to(scale.dtype), scale.shape, scale, offset.to(scale.dtype), eps).to(dtype)
     hidden = F.gelu(F.linear(normed, up.weight, None if up.bias is None else up.bias.to(dtype)))
-    result = F.linear(hidden, down.weight, None if down.bias is None else down.bias.to(dtype)).to(x.dtype)
-    return x + result if residual else result
+    return x + F.linear(hidden, down.weight, None if down.bias is None else down.bias.to(dtype)).to(x.dtype)
 
 
 def feed_forward_gradient(
-    x: Tensor,
-    grad: Tensor,
-    norm: Norm,
-    up: Layer,
-    down: Layer,
-    *,
-    residual: bool = True,
-    library: ctypes.CDLL | None = None,
+    x: Tensor, grad: Tensor, norm: Norm, up: Layer, down: Layer, *, library: ctypes.CDLL | None = None
 ) -> tuple[Tensor, ...]:
     """The gradients of `feed_forward`, the same from run to run by as many threads.
 
@@ -131,7 +121,6 @@ def feed_forward_gradient(
         norm: as there.
         up: as there.
         down: as there.
-        residual: as there.
         library: the kernels; None for those of this machine.
 
     Returns:
@@ -156,7 +145,6 @@ def feed_forward_gradient(
         pixels=x.numel() // channels,
         channels=channels,
         hidden=hidden,
-        residual=residual,
         threads=torch.get_num_threads(),
         eps=norm.eps,
     )

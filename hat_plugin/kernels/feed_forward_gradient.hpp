@@ -14,7 +14,7 @@ struct FeedForwardGradient {
     float *dx;                         // (pixels, channels)
     float *dup, *dup_bias, *ddown, *ddown_bias;  // overwritten
     int64_t pixels, channels, hidden;
-    int64_t residual, threads;  // residual: whether x itself is part of the result
+    int64_t threads;
     double eps;                 // added to the variance
 };
 
@@ -167,7 +167,7 @@ inline void differentiate(const FeedForwardGradient &g, const FeedForwardProduct
         const float mean = total(plain) / g.channels, slope = total(along) / g.channels;
         for (int64_t c = 0; c < g.channels; c += LANES) {
             Floats value = room.factor[i] * (read<Floats>(dx + c) - mean - slope * read<Floats>(x + c));
-            if (g.residual) value += read<Floats>(grad + c);
+            value += read<Floats>(grad + c);
             store(g.dx + (first + i) * g.channels + c, value, g.channels - c);
         }
     }

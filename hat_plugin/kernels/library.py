@@ -94,7 +94,7 @@ class FeedForwardGradientArguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ('x', 'grad', 'up', 'up_bias', 'down')),
         *((name, ctypes.c_void_p) for name in ('dx', 'dup', 'dup_bias', 'ddown', 'ddown_bias')),
-        *((name, ctypes.c_int64) for name in ('pixels', 'channels', 'hidden', 'residual', 'threads')),
+        *((name, ctypes.c_int64) for name in ('pixels', 'channels', 'hidden', 'threads')),
         ('eps', ctypes.c_double),
     )
 
@@ -138,7 +138,6 @@ class TileFeedForwardGradientArguments(ctypes.Structure):
         *((name, TileProductArguments) for name in ('up', 'from_down', 'from_up')),
         *((name, ctypes.c_void_p) for name in ('d_up', 'd_up_bias', 'd_down', 'd_down_bias')),
         *((name, ctypes.c_void_p) for name in ('d_norm_weight', 'd_norm_bias')),
-        ('residual', ctypes.c_int64),
     )
 
 
@@ -175,13 +174,13 @@ def cache_folder() -> Path:
     """Where compiled kernels lie: HAT_KERNEL_CACHE, else hat_plugin/kernels in XDG_CACHE_HOME or ``~/.cache``."""
     named = os.environ.get('HAT_KERNEL_CACHE')
     if named:
-        return Path(named)
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'hat_plugin' / 'kernels'
+        return Path(named).absolute()  # what has no slash would be looked for elsewhere
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache').absolute() / 'hat_plugin' / 'kernels'
 
 
 def library_path() -> Path:
     """The file that holds the kernels for this source, these flags and this processor, built or not."""
-    sources = [path.read_bytes() for path in (*SOURCES, *HEADERS)]
+    sources = [path.read_bytes() for path in (*SOURCES, *HEADERS, Path(__file__))]  # this file has the structs
     content = b'\0'.join([*sources, ' '.join(FLAGS).encode(), _processor().encode()])
     return cache_folder() / f'kernels-{hashlib.sha256(content).hexdigest()[:20]}.so'
 

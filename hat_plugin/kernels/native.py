@@ -88,7 +88,15 @@ def run_image_gradient(
         qkv, bias, masks, geometry: as given to `run_image`.
         out, softmax: as it returned them.
         threads: on whose number the order of the bias's sum depends; the rest depends on no thread.
+
+    Raises:
+        ValueError: grad or out is none of such an image.
     """
+    for name, tensor in (('grad', grad), ('out', out)):
+        if tensor.shape != (*qkv.shape[:3], qkv.shape[3] // 3) or tensor.dtype != qkv.dtype:
+            raise ValueError(
+                f'{name} {tuple(tensor.shape)}, {tensor.dtype}, is not of qkv {tuple(qkv.shape)}, {qkv.dtype}'
+            )
     grad, out, softmax = grad.contiguous(), out.contiguous(), softmax.contiguous()
     channels, heads = grad.shape[3], geometry.num_heads
     dqkv = qkv.new_empty(qkv.shape)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody waits for calls of a module."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks)
 
 
 class Norm(NamedTuple):
@@ -17,8 +23,8 @@ class Norm(NamedTuple):
 
     @classmethod
     def of(cls, module: nn.Module) -> Norm | None:
-        """A module's, or None: it is another step, or has no weight and bias."""
-        if not isinstance(module, nn.LayerNorm) or module.bias is None:
+        """A module's, or None: it is another step, has no weight and bias, or somebody waits for its call."""
+        if type(module) is not nn.LayerNorm or module.bias is None or is_hooked(module):
             return None
         return cls(module.weight, module.bias, module.eps)
 
@@ -45,13 +51,29 @@ def turned(weight: Tensor) -> Tensor:
 
 def is_traced() -> bool:
     """Whether operators are recorded or tensors stand for others: what a kernel does by itself would be missed."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
     functorch: bool = torch._C._are_functorch_transforms_active()
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or functorch
+    return functorch or has_tangents()
+
+
+def has_tangents() -> bool:
+    """Whether tensors may carry tangents (`torch.autograd.forward_ad`), which kernels of ours would lose."""
+    level: int = torch.autograd.forward_ad._current_level
+    return level >= 0
 
 
 def is_exported() -> bool:
     """Whether the operators recorded are for where this package is not: for ONNX, or TorchScript."""
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+
+
+def rounds_to_tf32(backend: Any) -> bool:
+    """Whether `torch.backends.cuda.matmul`, or `.cudnn`, may take fp32 for TF32."""
+    try:
+        return bool(backend.allow_tf32)
+    except RuntimeError:  # it was set by torch's newer option
+        return bool(backend.fp32_precision == 'tf32')
 
 
 def ordinary(device_type: str, *tensors: Tensor | None) -> bool:

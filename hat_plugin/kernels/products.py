@@ -165,6 +165,8 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, library: ctypes.CDL
         raise ValueError(
             f'a gradient of {tuple(grad.shape)} is not that of {tuple(weight.shape)} over {tuple(x.shape)}'
         )
+    if grad.dtype != torch.float32 or grad.device.type != 'cpu':
+        raise ValueError(f'grad is {grad.dtype} on {grad.device}: this kernel is for fp32 on the CPU')
     x = x if x.stride(3) == 1 else x.contiguous()
     grad, out = grad.contiguous(), torch.empty_like(_strided(weight))
     call = _sizes(ConvolutionGradientArguments, x, weight)

@@ -12,7 +12,6 @@ struct TileFeedForwardGradient {
     TileProduct from_up;    // out: the gradient of x, like `up.x`; weight: up's, turned
     float *d_up, *d_up_bias, *d_down, *d_down_bias;  // d_up: turned, too, (channels, hidden), like d_down
     float *d_norm_weight, *d_norm_bias;
-    int64_t residual;  // whether x itself is part of the result
 };
 
 #if defined(HAT_TILES)
@@ -135,7 +134,7 @@ void differentiate(const TileFeedForwardGradient &g, const PackedWeights<3> &wei
         });
         for (int64_t i = 0; i < here; ++i) {
             const int64_t at = (first + from + i) * channels;
-            const X *grad = g.residual ? static_cast<const X *>(g.from_down.x) + at : nullptr;
+            const X *grad = static_cast<const X *>(g.from_down.x) + at;
             norm_gradient(g.up, room.moments[i], static_cast<const X *>(g.up.x) + at, room.dx + i * room.row, grad, norm,
                           static_cast<X *>(g.from_up.out) + at);
         }

@@ -94,14 +94,7 @@ def linear_gradient(
 
 
 def feed_forward_gradient(
-    x: Tensor,
-    grad: Tensor,
-    norm: Norm,
-    up: Layer,
-    down: Layer,
-    *,
-    residual: bool = True,
-    library: ctypes.CDLL | None = None,
+    x: Tensor, grad: Tensor, norm: Norm, up: Layer, down: Layer, *, library: ctypes.CDLL | None = None
 ) -> tuple[Tensor, ...]:
     """The gradients of `tile_products.feed_forward`, the same from run to run by as many threads.
 
@@ -111,7 +104,6 @@ def feed_forward_gradient(
         norm: as there.
         up: as there; what it made is computed anew.
         down: as there.
-        residual: as there.
         library: the kernels; None for those of this machine.
 
     Returns:
@@ -140,7 +132,6 @@ def feed_forward_gradient(
         up=arguments(x, up, norm, kept),
         from_down=arguments(grad.contiguous(), Layer(down.weight), None, kept, turned=True),
         from_up=arguments(x, Layer(up.weight), None, kept, turned=True),
-        residual=residual,
     )
     call.from_up.out = dx.data_ptr()
     names = 'd_up', 'd_down', 'd_up_bias', 'd_down_bias', 'd_norm_weight', 'd_norm_bias'

@@ -91,13 +91,10 @@ def linear(
     return out, normed
 
 
-def feed_forward(
-    x: Tensor, norm: Norm, up: Layer, down: Layer, *, residual: bool = True, library: ctypes.CDLL | None = None
-) -> Tensor:
+def feed_forward(x: Tensor, norm: Norm, up: Layer, down: Layer, *, library: ctypes.CDLL | None = None) -> Tensor:
     """x + down(GELU(up(norm(x)))); arguments and result as in `triton_products.feed_forward`, errors as in `linear`.
 
     Args:
-        residual: whether x is added; the result is of its type even so.
         library: as in `linear`.
     """
     check_fused(x, (up, down), norm, x)
@@ -107,7 +104,7 @@ def feed_forward(
     first = arguments(x, Layer(up.weight, up.bias, gelu=True), norm, kept)
     second = arguments(x, down, None, kept)
     second.out, second.half_out = out.data_ptr(), x.dtype == torch.bfloat16
-    second.add = x.data_ptr() if residual else None
+    second.add = x.data_ptr()
     _run(library, first, second)
     return out
 
@@ -181,6 +178,7 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     outputs = weight.shape[0]
     if weight.shape[2:] != (3, 3) or grad.ndim != 4 or grad.shape[3] != outputs or grad.dtype != weight.dtype:
         raise ValueError(f'a gradient of {tuple(grad.shape)}, {grad.dtype}, is not that of {tuple(weight.shape)}')
+    check_fused(grad, (Layer(weight[:, :, 0, 0].t()),))
     return _convolution(grad, Layer(weight), turned=True)
 
 

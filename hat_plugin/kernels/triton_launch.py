@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from hat_plugin.errors import HatPluginError
+from hat_plugin.kernels.operands import rounds_to_tf32
 from hat_plugin.layers.windows import MASKED
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ def _tried(device: torch.device) -> bool:
             expected = (x.view(16, 16) @ x.view(16, 16).t() * sizes.scale).softmax(-1) @ x.view(16, 16)
             if not torch.allclose(found, expected, atol=1e-2):
                 raise TritonError('what they compute is wrong')
+    except torch.OutOfMemoryError:  # of this moment; says nothing of the kernels
+        raise
     except Exception as error:  # whatever a compiler, linker or driver may raise
         logger.warning("triton's kernels cannot run on %s, torch's take their place: %s", device, error)
         return False
@@ -283,7 +286,7 @@ def arithmetic(x: Tensor) -> dict[str, Any]:
     """
     if x.device.type == 'cpu':
         return {'PRECISION': 'ieee', 'UPCAST': x.dtype == torch.bfloat16}
-    return {'PRECISION': 'tf32' if torch.backends.cuda.matmul.allow_tf32 else 'tf32x3', 'UPCAST': False}
+    return {'PRECISION': 'tf32' if rounds_to_tf32(torch.backends.cuda.matmul) else 'tf32x3', 'UPCAST': False}
 
 
 def _by_head(table: Tensor) -> Tensor:

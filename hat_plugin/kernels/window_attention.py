@@ -25,7 +25,7 @@ from hat_plugin.kernels.geometry import (
 )
 from hat_plugin.kernels.library import load
 from hat_plugin.kernels.native import run_gather, run_image, run_image_gradient, run_windows
-from hat_plugin.kernels.operands import is_exported, is_traced
+from hat_plugin.kernels.operands import has_tangents, is_exported, is_traced
 from hat_plugin.layers.windows import overlapping_windows, shifted_regions, window_partition, window_reverse
 
 
@@ -42,14 +42,15 @@ def supports(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> bool:
         all(x.device.type == 'cpu' and x.dtype in DTYPES for x in tensors)
         and q.dtype == k.dtype == v.dtype
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-        and not is_exported()
+        and not (is_exported() or has_tangents())
         and available()
     )
 
 
 def supports_image(qkv: Tensor) -> bool:
     """Whether `image_window_attention` is the kernel to take: CPU, fp32 or bf16, library there."""
-    return qkv.device.type == 'cpu' and qkv.dtype in DTYPES and not is_exported() and available()
+    fits = qkv.device.type == 'cpu' and qkv.dtype in DTYPES
+    return fits and not (is_exported() or has_tangents()) and available()
 
 
 def gathered_bias(table: Tensor, index: Tensor) -> Tensor | None:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hat_plugin.kernels.operands import is_exported
+from hat_plugin.kernels.operands import has_tangents, is_exported
 from hat_plugin.kernels.triton_attention import triton_attention
 from hat_plugin.kernels.triton_launch import require_triton
 from hat_plugin.kernels.triton_launch import takes as triton_takes
@@ -85,6 +85,8 @@ def best_backend(q: Tensor, bias: Tensor, dropout: float) -> str:
     learning = bias.requires_grad and torch.is_grad_enabled()
     if is_exported():
         return 'sdpa'
+    if has_tangents():  # torch's fused kernels have none
+        return 'reference'
     if q.is_cuda and not dropout and triton_takes(q, bias):
         return 'triton'
     if q.is_cuda or dropout:

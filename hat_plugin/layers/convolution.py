@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hat_plugin.kernels import products, tile_gradients, tile_products
 from hat_plugin.kernels.fused_products import kernels_for
-from hat_plugin.kernels.operands import Layer, Norm
+from hat_plugin.kernels.operands import Layer, Norm, is_hooked
 
 _FEWEST = 16  # channels; with fewer torch's was faster
 _FEWEST_BY_AMX = 4  # from 144 to 6 and back over 64x64 pixels, with what goes round it: 1.7 ms, by torch 5.2
@@ -184,5 +184,7 @@ class Conv2d(nn.Conv2d):
 
     def takes_image(self, image: Tensor, norm: bool = False) -> bool:
         """Whether `over_image` is the one to take; norm: with a normalisation before it."""
+        if type(self) is not Conv2d or is_hooked(self):
+            return False
         kernels = _kernels_for(image, self.weight, self.bias, Geometry.of(self))
         return kernels is not None and (kernels is tile_products or not norm)

@@ -11,9 +11,9 @@ from hat_plugin.kernels import products
 from hat_plugin.kernels.fused_products import kernels_for
 from hat_plugin.kernels.operands import Layer, Norm
 from hat_plugin.layers.lean import through
-from hat_plugin.layers.linear import Linear
+from hat_plugin.layers.linear import Linear, weights_of
 from hat_plugin.layers.recipe import is_plain
-from hat_plugin.layers.residual import DropPath
+from hat_plugin.layers.residual import DropPath, Kept
 from hat_plugin.layers.strips import like_weights
 
 
@@ -90,36 +90,32 @@ def add_feed_forward(
     Returns:
         A tensor like x.
     """
-    dropped = drop_path is not None and drop_path.training and drop_path.drop_prob > 0
-    y = None
-    if isinstance(feed_forward, Mlp):
-        y = _by_one_kernel(x, norm, feed_forward, residual=not dropped)
-        if y is not None and not dropped:
-            return y
-    if y is None:
-        y = feed_forward.normed(x, norm)
-    return x + (y if drop_path is None else drop_path(y))
+    kept = Kept() if drop_path is None else drop_path.draw(x)
+    if drop_path is not None and kept is None:
+        return x + drop_path(feed_forward.normed(x, norm))
+    assert kept is not None
+    part = kept.of(x)
+    added = _by_one_kernel(part, norm, feed_forward, kept.factor) if isinstance(feed_forward, Mlp) else None
+    if added is None:
+        added = torch.add(part, feed_forward.normed(part, norm), alpha=kept.factor)
+    return kept.back(x, added)
 
 
-def _by_one_kernel(x: Tensor, norm: nn.Module, mlp: Mlp, *, residual: bool) -> Tensor | None:
-    """mlp(norm(x)), + x where it is a residual; None where no kernel is for it (in training all but the CPU's).
-
-    Its type is x's.
-    """
+def _by_one_kernel(x: Tensor, norm: nn.Module, mlp: Mlp, factor: float) -> Tensor | None:
+    """x + factor * mlp(norm(x)) in x's type; None where no kernel is for it (in training all but the CPU's)."""
     first = Norm.of(norm)
-    if first is None or type(mlp.act) is not nn.GELU or mlp.act.approximate != 'none':
+    if first is None or type(mlp.act) is not nn.GELU or not all(map(is_plain, (mlp.fc1, mlp.act, mlp.fc2))):
         return None
     weights = first.weight, first.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias
-    layers = Layer(mlp.fc1.weight, mlp.fc1.bias, gelu=True), Layer(mlp.fc2.weight, mlp.fc2.bias)
+    layers = Layer(*weights_of(mlp.fc1), gelu=True), Layer(*weights_of(mlp.fc2, factor))
     image = x if x.ndim == 4 else x[None]
-    inference = residual and not (torch.is_grad_enabled() or mlp.training)
+    inference = not (torch.is_grad_enabled() or mlp.training)
     if inference and products.takes(x, *weights):
         return products.product(image, *layers, norm=first, add=image).view(x.shape)
     if inference:
         kernels = kernels_for(x, *weights[2:])
         if kernels is not None or not torch.is_autocast_enabled('cpu'):
             return None if kernels is None else kernels.feed_forward(x, first, *layers)
-    plain = all(map(is_plain, (norm, mlp.fc1, mlp.act, mlp.fc2))) and not (mlp.training and mlp.drop.p)
-    if not (plain and training.takes(x, *weights)):
+    if (mlp.training and mlp.drop.p) or not training.takes(x, *weights):
         return None
-    return training.feed_forward(image, first, *layers, residual=residual).view(x.shape)
+    return training.feed_forward(image, first, *layers).view(x.shape)

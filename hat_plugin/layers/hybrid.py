@@ -65,14 +65,22 @@ class HAB(nn.Module):
             whole = prefers_whole(x, self.attn.relative_position_bias_table)
             return self._whole(x, tables) if whole else self._in_strips(x, tables)
         qkv, compressed = through(x, self.norm1, self.attn.qkv, self.conv_block.first)
-        attended = self.attn.attended_pixels(qkv, tables.self_index, tables.masks, self.shift_size)
         features, weights = self.conv_block.expand(compressed)
-        branch = features, weights * self.conv_scale
-        if self.training and (self.drop_path.drop_prob or self.attn.proj_drop.p):
-            x = x + torch.addcmul(self.drop_path(self.attn.projected(attended)), *branch)
-        else:
-            x = add_linear(x, attended, self.attn.proj, branch)
+        x = self._add_attention(x, qkv, tables, (features, weights * self.conv_scale))
         return add_feed_forward(x, self.norm2, self.mlp, self.drop_path)
+
+    def _add_attention(self, x: Tensor, qkv: Tensor, tables: WindowTables, branch: tuple[Tensor, Tensor]) -> Tensor:
+        """x + drop_path(attention) + branch[0] * branch[1], with gradients; qkv (B, H, W, 3 * C)."""
+        shift = self.shift_size
+        kept = None if self.training and self.attn.proj_drop.p else self.drop_path.draw(x)
+        if kept is None:
+            attended = self.attn.attended_pixels(qkv, tables.self_index, tables.masks, shift)
+            return x + torch.addcmul(self.drop_path(self.attn.projected(attended)), *branch)
+        attended = self.attn.attended_pixels(kept.of(qkv), tables.self_index, tables.masks, shift)
+        if kept.samples is None:
+            return add_linear(x, attended, self.attn.proj, branch, factor=kept.factor)
+        x = torch.addcmul(x, *(part.to(x.dtype) for part in branch))
+        return kept.back(x, add_linear(kept.of(x), attended, self.attn.proj, factor=kept.factor))
 
     def _by_one_kernel(self, x: Tensor, tables: WindowTables, layers: BlockLayers) -> Tensor:
         """`forward` in inference: the convolution branch first, then one window after the other."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hat_plugin.kernels import products, tile_gradients, tile_products
 from hat_plugin.kernels.fused_products import kernels_for
-from hat_plugin.kernels.operands import Layer, Norm, is_traced
+from hat_plugin.kernels.operands import Layer, Norm, is_hooked, is_traced
 from hat_plugin.layers.strips import like_weights
 
 # torch sends fp32 linear layers to MKL. oneDNN, which torch carries too, took 0.6 to 0.9 of MKL's time for HAT's layers
@@ -65,26 +65,28 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody waits for calls of a module."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks)
+def is_plain_linear(layer: nn.Module) -> bool:
+    """Whether a layer is its weight and bias and nothing else: no subclass, and nobody waits for its call by a hook."""
+    return type(layer) in (nn.Linear, Linear) and not is_hooked(layer)
 
 
-def add_linear(total: Tensor, x: Tensor, layer: nn.Linear, scaled: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """total + layer(x) + scaled[0] * scaled[1]; by one kernel where there is one, in training on the CPU alone.
+def add_linear(
+    total: Tensor, x: Tensor, layer: nn.Linear, scaled: tuple[Tensor, Tensor] | None = None, *, factor: float = 1.0
+) -> Tensor:
+    """total + factor * layer(x) + scaled[0] * scaled[1]; by one kernel where there is one.
 
     Args:
         total: (..., channels out), contiguous for the kernel to be taken; its dtype is the result's.
         x: (..., channels in), of as many dimensions, 3 or 4.
         layer: from x's channels to total's.
         scaled: features of total's shape, and the factor of each channel, (1 or B, 1, ..., channels out).
+        factor: of the layer's result, in training.
 
     Returns:
         A tensor like total.
     """
-    if torch.is_grad_enabled():
-        return _add_linear_with_gradients(total, x, layer, scaled)
+    if torch.is_grad_enabled() or factor != 1.0 or not is_plain_linear(layer):
+        return _add_linear_with_gradients(total, x, layer, scaled, factor)
     return _add_linear(total, x, layer, layer.weight, layer.bias, scaled)
 
 
@@ -100,7 +102,7 @@ def _add_linear(
     if products.takes(total, x, weight, bias, *(scaled or ())):
         image, before = (tensor if tensor.ndim == 4 else tensor[None] for tensor in (x, total))
         channels = before.shape[3]
-        branch = scaled and (scaled[0].view(before.shape), scaled[1].reshape(-1, channels))
+        branch = scaled and (scaled[0].view(before.shape), scaled[1].reshape(-1, channels).expand(len(before), -1))
         return products.product(image, Layer(weight, bias), add=before, scaled=branch).view(total.shape)
     kernels = kernels_for(total, weight, bias)
     if kernels is not None and x.dtype == weight.dtype:
@@ -111,20 +113,28 @@ def _add_linear(
 
 
 def _add_linear_with_gradients(
-    total: Tensor, x: Tensor, layer: nn.Linear, scaled: tuple[Tensor, Tensor] | None
+    total: Tensor, x: Tensor, layer: nn.Linear, scaled: tuple[Tensor, Tensor] | None, factor: float
 ) -> Tensor:
     """`add_linear` in training: on the CPU its sums are made at once, too, and their gradients from few passes."""
-    if total.device.type == 'cpu' and type(layer) in (nn.Linear, Linear) and not is_hooked(layer) and not is_traced():
+    if total.device.type == 'cpu' and is_plain_linear(layer) and not is_traced():
         dtype = layer.weight.dtype
         if torch.is_autocast_enabled('cpu') and dtype != torch.float64:
             dtype = torch.get_autocast_dtype('cpu')
         parts = [part.to(dtype) for part in (x, *(scaled or ()))]
         with torch.autocast('cpu', enabled=False):
-            together: Tensor = _AddLinear.apply(total, parts[0], layer.weight, layer.bias, *parts[1:])
+            together: Tensor = _AddLinear.apply(total, parts[0], *weights_of(layer, factor), *parts[1:])
         return together
     casts = x.is_cuda and torch.is_autocast_enabled('cuda')  # the layer's input by itself
     y = layer(x if casts else like_weights(x, layer))
+    y = y if factor == 1.0 else y * factor
     return total + (y if scaled is None else torch.addcmul(y, *(part.to(y.dtype) for part in scaled)))
+
+
+def weights_of(layer: nn.Linear, factor: float = 1.0) -> tuple[Tensor, Tensor | None]:
+    """A layer's weight and bias, or those by which its result comes out multiplied."""
+    if factor == 1.0:
+        return layer.weight, layer.bias
+    return layer.weight * factor, None if layer.bias is None else layer.bias * factor
 
 
 class _AddLinear(torch.autograd.Function):
@@ -173,7 +183,8 @@ def normed_linear(x: Tensor, norm: nn.Module, layer: nn.Linear | Layer) -> tuple
         (..., channels out), and a tensor like x, both in the type of the layer's weights.
     """
     kernels, first = kernels_for(x, layer.weight, layer.bias), Norm.of(norm)
-    if kernels is not None and first is not None:
+    plain = isinstance(layer, Layer) or is_plain_linear(layer)
+    if kernels is not None and first is not None and plain:
         fused: tuple[Tensor, Tensor] = kernels.linear(x, Layer(layer.weight, layer.bias), norm=first)
         return fused
     y = like_weights(norm(x), layer)

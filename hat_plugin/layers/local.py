@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hat_plugin.kernels.operands import Norm
+from hat_plugin.kernels.operands import Norm, is_hooked
 from hat_plugin.layers.convolution import Conv2d
 from hat_plugin.layers.lean import through
-from hat_plugin.layers.linear import is_hooked
+from hat_plugin.layers.recipe import is_plain
 from hat_plugin.layers.strips import like_weights, map_rows, strips_of_rows
 
 
@@ -57,7 +57,7 @@ class ChannelAttention(nn.Module):
             seen: Tensor = self.attention(like_weights(x, down).permute(0, 3, 1, 2))
             return seen.permute(0, 2, 3, 1)
         if means is None:
-            means = _Means.apply(x)
+            means = _Means.apply(x) if torch.is_grad_enabled() else _means(x)
         means = like_weights(means, down)
         y = F.linear(means, down.weight.flatten(1), down.bias)  # less to launch than convolutions of a pixel
         return F.linear(F.relu(y), up.weight.flatten(1), up.bias).sigmoid()[:, None, None]
@@ -96,10 +96,14 @@ class CAB(nn.Module):
 
     def expand(self, compressed: Tensor) -> tuple[Tensor, Tensor]:
         """The rest of the block, from what `first` made, but for its last product, as in `in_strips`."""
-        _, act, second, weigh = self.cab
-        (features,) = through(compressed, act, second)
+        _, act, second, _ = self.cab
+        return self._weighed(through(compressed, act, second)[0])
+
+    def _weighed(self, features: Tensor, means: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Features and the weights of their channels; means: theirs, if they are known."""
+        weigh = self.cab[3]
         if isinstance(weigh, ChannelAttention) and not any(map(is_hooked, weigh.modules())):
-            return features, weigh.weights(features)
+            return features, weigh.weights(features, means)
         features = weigh(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return features, features.new_ones(features.shape[0], 1, 1, features.shape[-1])
 
@@ -115,11 +119,9 @@ class CAB(nn.Module):
             (B, 1, 1, C).
         """
         height = x.shape[1]
-        weigh = self.cab[3]
-        assert isinstance(weigh, ChannelAttention)
         whole = self._by_kernels(x, prepare)
         if whole is not None:
-            return whole[0], weigh.weights(*whole)
+            return self._weighed(*whole)
 
         def source(top: int, bottom: int) -> Tensor:
             strip = x[:, top:bottom]
@@ -135,12 +137,14 @@ class CAB(nn.Module):
                 branch[:, top:bottom] = features
             del strip, features
         assert branch is not None
-        return branch, weigh.weights(branch)
+        return self._weighed(branch)
 
     def _by_kernels(self, x: Tensor, prepare: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
         """The features of `in_strips`, and perhaps their means, where kernels go over the whole image; else None."""
-        first, second, norm = self.cab[0], self.cab[2], None
-        if not isinstance(first, Conv2d) or not isinstance(second, Conv2d):
+        (first, act, second, _), norm = self.cab, None
+        if not isinstance(first, Conv2d) or not isinstance(second, Conv2d) or type(act) is not nn.GELU:
+            return None
+        if not is_plain(act) or not is_plain(second):
             return None
         if prepare is not None:
             norm = Norm.of(prepare)
@@ -155,13 +159,17 @@ class CAB(nn.Module):
         return second.over_image(few, dtype=x.dtype, means=means), means
 
 
+def _means(x: Tensor) -> Tensor:
+    return x.mean((1, 2)) if x.is_cuda else x.mean(1).mean(1)  # a CPU takes a fifth of the time, in bf16
+
+
 class _Means(torch.autograd.Function):
     """Those of each channel, (B, H, W, C) to (B, C); their gradient is one number a channel, and copied nowhere."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape = x.shape
-        return x.mean((1, 2)) if x.is_cuda else x.mean(1).mean(1)  # a CPU takes a fifth of the time, in bf16
+        return _means(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

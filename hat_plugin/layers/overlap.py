@@ -24,7 +24,7 @@ from hat_plugin.layers.attention import (
 from hat_plugin.layers.config import BlockConfig, WindowTables
 from hat_plugin.layers.feed_forward import Mlp, add_feed_forward
 from hat_plugin.layers.lean import through
-from hat_plugin.layers.linear import Linear, add_linear, linear, normed_linear
+from hat_plugin.layers.linear import Linear, add_linear, is_plain_linear, linear, normed_linear
 from hat_plugin.layers.strips import (
     Block,
     blocks_of,
@@ -64,7 +64,7 @@ class OCAB(nn.Module):
 
     def forward(self, x: Tensor, tables: WindowTables) -> Tensor:
         """(B, H, W, C) to the same shape; H and W are multiples of the window."""
-        if use_strips(x, self):
+        if use_strips(x, self) and is_plain_linear(self.qkv):
             layers = block_layers(
                 x, (self.norm1, self.norm2), self.qkv, self.proj, self.mlp, self.window_size, queries_alone=True
             )

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hat_plugin.kernels.operands import Norm
+from hat_plugin.kernels.operands import Norm, is_hooked
 from hat_plugin.layers.convolution import Conv2d, Geometry
-from hat_plugin.layers.linear import Linear, is_hooked
+from hat_plugin.layers.linear import is_plain_linear
 
-_LINEAR, _CONVOLUTIONS = (nn.Linear, Linear), (nn.Conv2d, Conv2d)
+_CONVOLUTIONS = (nn.Conv2d, Conv2d)
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -25,7 +25,7 @@ def is_plain(module: nn.Module) -> bool:
     elif kind is nn.GELU:
         known = module.approximate == 'none'
     else:
-        known = kind in _LINEAR or kind is nn.LayerNorm or kind is nn.Identity
+        known = is_plain_linear(module) or kind is nn.LayerNorm or kind is nn.Identity
     return known and not is_hooked(module)
 
 
@@ -50,6 +50,7 @@ class _LayerNorm:
     eps: float
 
     def __call__(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        x = x if weight is None else x.to(weight.dtype)  # as autocast has it; CUDA takes no others
         return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
 

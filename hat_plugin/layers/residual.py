@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
+from hat_plugin.kernels.operands import is_hooked, is_traced
 from hat_plugin.layers.convolution import Conv2d
 from hat_plugin.layers.strips import flat_steps, like_weights, map_rows, strips_of_rows
+
+
+class Kept(NamedTuple):
+    """The samples of a batch that keep a residual branch.
+
+    Attributes:
+        samples: their numbers, int64; None for all.
+        factor: what their branch is multiplied by.
+    """
+
+    samples: Tensor | None = None
+    factor: float = 1.0
+
+    def of(self, x: Tensor) -> Tensor:
+        """These samples of (B, ...)."""
+        return x if self.samples is None else x[self.samples]
+
+    def back(self, x: Tensor, changed: Tensor) -> Tensor:
+        """x with what became of these samples in their place."""
+        return changed if self.samples is None else x.index_copy(0, self.samples, changed)
 
 
 class DropPath(nn.Module):
@@ -28,8 +51,33 @@ class DropPath(nn.Module):
         """(B, ...) to the same shape."""
         if self.drop_prob == 0.0 or not self.training:
             return x
-        kept = torch.rand(x.shape[0], *(1,) * (x.ndim - 1), device=x.device) >= self.drop_prob
+        kept = self._draw(x).view(-1, *(1,) * (x.ndim - 1))
         return x * kept.to(x.dtype).div_(1.0 - self.drop_prob)
+
+    def draw(self, x: Tensor) -> Kept | None:
+        """Which samples of x, (B, ...), keep the branch, so that it is computed for these alone.
+
+        Returns:
+            None where nobody knows before it is computed: on a GPU, for which that would be a wait, or while traced.
+            Then call the layer.
+        """
+        if self.drop_prob == 0.0 or not self.training:
+            return Kept()
+        if x.device.type != 'cpu' or is_traced() or is_hooked(self):
+            return None
+        factor = 1.0 / (1.0 - self.drop_prob)
+        if isinstance(x, FakeTensor):
+            return Kept(None, factor)
+        kept = self._draw(x)
+        if kept.all():
+            return Kept(None, factor)
+        if not kept.any():  # computed nevertheless: an optimiser, and DDP, wait for gradients of its weights
+            return Kept(None, 0.0)
+        return Kept(kept.nonzero().flatten(), factor)
+
+    def _draw(self, x: Tensor) -> Tensor:
+        """(B), bool."""
+        return torch.rand(x.shape[0], device=x.device) >= self.drop_prob
 
 
 def like_convolution(x: Tensor, convolution: nn.Module) -> Tensor:

@@ -16,6 +16,7 @@ from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 
+from hat_plugin.data.names import picture_name
 from hat_plugin.engine import distributed
 from hat_plugin.engine.progress import progress
 from hat_plugin.errors import DataError, HatPluginError, TrainingError
@@ -181,15 +182,6 @@ def check_sizes(restored: Tensor, truth: Tensor, name: str, scale: int) -> None:
             f'{name}: restored {shapes[0]}, ground truth {shapes[1]}; the ground truth must be scale ({scale}) times'
             ' the input; `basicsr check` lists all such pictures'
         )
-
-
-def picture_name(lq_path: str, dataset_opt: dict[str, Any]) -> str:
-    """What results of a picture are called: its path in the data set without the ending, so that no two are equal."""
-    path = Path(lq_path)
-    for root in (dataset_opt.get('dataroot_lq'), dataset_opt.get('dataroot_gt')):
-        if root is not None and path.is_relative_to(root):
-            return path.relative_to(root).with_suffix('').as_posix()
-    return path.stem
 
 
 def as_picture(batch: Tensor, *, use_image: bool) -> np.ndarray:

@@ -95,6 +95,25 @@ def test_a_library_that_fails_its_check_is_never_installed(cache, monkeypatch, t
     assert [path.name for path in cache.iterdir()] == ['lock']
 
 
+def test_a_machine_that_is_too_busy_gets_no_lesser_library(cache, monkeypatch, tmp_path):
+    """Without AMX it would be built for good: its name tells nothing of it."""
+    compiler = tmp_path / 'slow'
+    compiler.write_text('#!/bin/sh\nexec sleep 60\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv('CXX', str(compiler))
+    monkeypatch.setattr(build_module, 'PATIENCE', 0.1)
+    monkeypatch.setattr(build_module, 'has_amx', lambda: True)
+    with pytest.raises(BuildError, match='the compiler did not finish'):
+        build()
+    assert not library.library_path().exists()
+
+
+def test_a_folder_may_be_named_from_where_one_is(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HAT_KERNEL_CACHE', '.')
+    assert library.library_path().parent == tmp_path
+
+
 def test_a_damaged_library_is_said_once_and_done_without(cache, caplog):
     cache.mkdir(parents=True)
     library.library_path().write_bytes(b'\x7fELF damaged')

@@ -126,6 +126,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (r'x is torch.float64', lambda: product(x.double(), Layer(weight))),
         (r'weight 0 is torch.bfloat16', lambda: product(x, Layer(weight.bfloat16()))),
         (r'gradient of \(1, 4, 4, 6\) is not that', lambda: weight_gradient(x, x, weight.new_ones(8, 6, 3, 3))),
+        (r'grad is torch.bfloat16', lambda: weight_gradient(x, x.bfloat16(), weight.new_ones(6, 6, 3, 3))),
         (r'weight \(8, 6\): give a 3x3 kernel', lambda: weight_gradient(x, x, weight)),
         (r'weight \(8, 6, 3, 3\): give \(outputs, inputs\)$',
          lambda: product(x, Layer(weight.new_ones(8, 6, 3, 3), gelu=True))),

@@ -235,6 +235,8 @@ def test_what_does_not_fit_is_refused(emulated) -> None:
     with pytest.raises(ValueError, match=r'means \(2, 5\)'):
         kernel = random(6, 8, 3, 3, seed=1)
         tile_products.convolution(x, Layer(kernel), means=torch.empty(2, 5), library=emulated)
+    with pytest.raises(ValueError, match=r'x \(1, 0, 4, 6\)'):
+        tile_products.input_gradient(image[:1, :0], kernel)
     with pytest.raises(ValueError, match='weights are torch.float32'):
         tile_products.linear(x.float(), Layer(weight.float()), library=emulated)
     with pytest.raises(ValueError, match='weight 1'):

@@ -330,6 +330,8 @@ def test_published_sizes_fit_a_gpu(tmp_path: Path, dtype: str, capability: int, 
 
 def test_where_triton_cannot_run_it_is_said_and_not_taken(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     """Tried once, under torch.compile, autocast and fake tensors as well; without a C compiler it fails."""
+    if not triton_launch.interpreted():
+        pytest.skip("triton's interpreter is off here: TRITON_INTERPRET=1 turns it on")
     device = torch.device('cpu')
     triton_launch._tried.cache_clear()
     with FakeTensorMode(), torch.autocast('cpu', torch.bfloat16):

@@ -346,3 +346,12 @@ def test_the_bias_is_gathered(kernel, dtype, shape) -> None:
         index[1, 1] = wrong
         with pytest.raises(IndexError, match=f'{rows} rows'):
             run_gather(kernel, table, index)
+
+
+def test_gradients_of_another_image_are_refused(kernel):
+    """Beyond is raw memory."""
+    qkv, bias, geometry = torch.randn(1, 8, 8, 3 * 12), torch.randn(2, 64, 64), Geometry(0.3, 2, 8, 8, 0)
+    out, softmax = native.run_image(kernel, qkv, bias, None, geometry)
+    for grad in (out.bfloat16(), out[:, :4]):
+        with pytest.raises(ValueError, match='grad .* is not of qkv'):
+            native.run_image_gradient(kernel, grad, qkv, out, softmax, bias, None, geometry)

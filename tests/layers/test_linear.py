@@ -94,6 +94,19 @@ def test_channel_attention_apart_is_that_of_the_module() -> None:
 
 
 @pytest.mark.parametrize('by', ['auto', 'torch'])
+@pytest.mark.parametrize('trains', [False, True])
+def test_one_factor_of_all_samples(by: str, trains: bool) -> None:
+    torch.manual_seed(0)
+    layer, total, x, features = nn.Linear(12, 12), *torch.randn(3, 2, 8, 8, 12).unbind()
+    factor = torch.randn(1, 1, 1, 12)
+    with products_by(by), torch.set_grad_enabled(trains):
+        found = add_linear(total, x, layer, (features, factor), factor=2.5)
+        assert error(found.detach(), (total + 2.5 * layer(x) + features * factor).detach()) < 1e-6
+        found = add_linear(total, x, layer, (features, factor))
+        assert error(found.detach(), (total + layer(x) + features * factor).detach()) < 1e-6
+
+
+@pytest.mark.parametrize('by', ['auto', 'torch'])
 def test_a_block_whose_parts_are_hooked_trains_alike(by: str) -> None:
     """Of two samples; channel attention and the projection are called as modules then."""
     torch.manual_seed(0)

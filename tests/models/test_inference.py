@@ -97,6 +97,35 @@ def test_a_converted_hatunet_keeps_its_stream_in_fp32(precision: str, arguments:
     assert 0 < noise < {'mixed': 2e-3, 'mixed_fp16': 5e-5}[precision]
 
 
+def streams(net: HATUNet, run: Any) -> set[torch.dtype]:
+    """What comes into the blocks of a network while something runs."""
+    seen: set[torch.dtype] = set()
+    blocks = [module for module in net.modules() if type(module).__name__ == 'HybridBlock']
+    hooks = [block.register_forward_pre_hook(lambda _, given: seen.add(given[0].dtype)) for block in blocks]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+@pytest.mark.parametrize('downsampler', ['conv', 'pixelunshuffle'])
+def test_every_block_of_a_hatunet_has_its_stream_in_fp32(device: str, downsampler: str) -> None:
+    """CUDA's normalisation takes no bf16 with weights in fp32."""
+    size = {'embed_dim': 16, 'depths': [1, 1], 'num_heads': [1, 2], 'refinement_depth': 1, 'downsampler': downsampler}
+    net, x = HATUNet(**size).to(device), torch.rand(1, 3, 16, 16, device=device)
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16):
+            loss = net(x).square().mean()
+        loss.backward()
+
+    assert streams(net.train(), step) == {torch.float32}
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    prepare_for_inference(net, 'mixed').requires_grad_(False)
+    assert streams(net, lambda: net(x)) == {torch.float32}
+
+
 @pytest.mark.gpu
 def test_fp16_on_a_gpu_is_near_fp32(net: Any) -> None:
     net = net.cuda()

@@ -12,10 +12,11 @@ import torch
 import training
 from basicsr.models import build_model
 
+from hat_plugin.data.names import picture_name
+from hat_plugin.engine.cuda_graphs import CudaGraphs, _beside_other_threads
 from hat_plugin.engine.options import prepare_options
 from hat_plugin.errors import CheckpointError, HatPluginError, TrainingError
 from hat_plugin.models.hat_model import HATModel
-from hat_plugin.models.validation import picture_name
 
 
 def options(tmp_path: Path, **train: Any) -> dict[str, Any]:
@@ -290,6 +291,25 @@ def test_cuda_graphs_draw_new_random_numbers_and_leave_the_state(tmp_path, batch
     assert torch.equal(trained.net_g(trained.lq), first)  # as a resumed training needs it
 
 
+def test_a_copy_of_a_network_with_cuda_graphs_runs_by_itself(tmp_path, batch):
+    net = model(tmp_path).net_g.train()
+    plain = copy.deepcopy(net)
+    CudaGraphs(net)
+    copied = copy.deepcopy(net)
+    assert copied.forward.__self__ is copied
+    with torch.no_grad():
+        copied.conv_after_body.bias.add_(1.0)
+    x = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(net.eval()(x), plain.eval()(x))
+    assert not torch.allclose(copied.eval()(x), net(x))
+
+
+def test_recording_lets_other_threads_allocate():
+    with _beside_other_threads():
+        assert torch.cuda.graph.keywords == {'capture_error_mode': 'thread_local'}
+    assert isinstance(torch.cuda.graph, type)
+
+
 def test_cuda_graphs_where_there_is_no_gpu_are_said_to_be_left_out(tmp_path, batch, caplog):
     opt = options(tmp_path, cuda_graphs=True)
     opt['num_gpu'] = 0
@@ -401,3 +421,10 @@ def test_a_network_that_refuses_its_options_says_so(tmp_path):
 )
 def test_results_of_pictures_with_one_name_in_two_folders_do_not_meet(path, name):
     assert picture_name(path, {'dataroot_gt': 'data/gt', 'dataroot_lq': 'data/lq'}) == name
+
+
+@pytest.mark.parametrize(
+    ('key', 'name'), [('000/00000001', '000/00000001'), ('a.b', 'a.b'), ('../x', 'x'), ('/y', 'y')]
+)
+def test_results_of_an_lmdb_have_the_names_of_its_keys(key, name):
+    assert picture_name(key, {'dataroot_lq': 'data/lq.lmdb', 'io_backend': {'type': 'lmdb'}}) == name
