@@ -24,7 +24,9 @@ from hat_plugin.train import join
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """BasicSR's flags."""
     parser.add_argument('-opt', '--opt', required=True, metavar='YAML', help='the option file')
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='who starts the ranks')
+    parser.add_argument(
+        '--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='how ranks are started'
+    )
     parser.add_argument('--debug', action='store_true', help='put debug_ before the name')
     parser.add_argument(
         '--precision',

@@ -31,7 +31,9 @@ from hat_plugin.errors import DataError, TrainingError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """BasicSR's flags, spelt as BasicSR and torch.distributed.launch spell them."""
     parser.add_argument('-opt', '--opt', required=True, metavar='YAML', help='the option file')
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='who starts the ranks')
+    parser.add_argument(
+        '--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='how ranks are started'
+    )
     parser.add_argument('--auto_resume', action='store_true', help="go on from the run's newest good checkpoint")
     parser.add_argument('--debug', action='store_true', help='validate and save every 8 iterations, log each')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
@@ -111,7 +113,8 @@ def _train(args: argparse.Namespace, opt: dict[str, Any], world: distributed.Wor
         progress.seed = seed
     opt['manual_seed'] = progress.seed
     total_iter = int(opt['train']['total_iter'])
-    if progress.iteration >= total_iter and (Path(opt['path']['models']) / 'net_g_latest.pth').exists():
+    last = (Path(opt['path']['models']) / 'net_g_latest.pth').exists()
+    if progress.iteration >= total_iter and distributed.from_main(last):
         logger.info(f'Training is complete: the checkpoint is of iteration {progress.iteration:,} of {total_iter:,}.')
         return 0
 
@@ -132,7 +135,7 @@ def _run(
     """All is known to be good: make the folders and train."""
     distributed.gather_objects(None)  # every rank has read what it starts from, before rank 0 moves an old run aside
     if world.is_main:
-        run_folder.create(opt, args.opt, resuming=progress.iteration > 0)
+        run_folder.create(opt, args.opt, resumed=progress.iteration)
         run_logger.open_file(Path(opt['path']['log']) / f'train_{opt["name"]}_{time.strftime("%Y%m%d_%H%M%S")}.log')
     distributed.from_main(None)  # the folder stands before any rank writes a picture into it
     tb_logger = run_folder.open_loggers(opt) if world.is_main else None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 import training
@@ -280,6 +281,38 @@ def test_explicit_resume_from_another_runs_state(here):
     assert training.same(training.networks(run), expected)
 
 
+def test_going_back_to_an_earlier_state_leaves_the_later_ones_aside(here, log):
+    run = train(here)
+    states = run / 'training_states'
+    train(here, path__resume_state=str(states / '4.state'), train__total_iter=5, logger__save_checkpoint_freq=1)
+    assert 'has 2 later states, up to 12.state' in log()
+    (aside,) = (path for path in states.iterdir() if path.is_dir())
+    assert aside.name.startswith('after_4_') and {path.name for path in aside.iterdir()} == {'8.state', '12.state'}
+    train(here, '--auto_resume', train__total_iter=6, logger__save_checkpoint_freq=1)
+    assert 'iter: 5.' in log()
+    assert {path.name for path in states.glob('*.state')} == {'4.state', '5.state', '6.state'}
+
+
+def test_the_state_that_was_just_written_is_kept_whatever_strangers_lie_there(here):
+    run = train(here, train__total_iter=4)
+    for number in (998, 999):
+        (run / 'training_states' / f'{number}.state').write_bytes(b'not ours')
+    train(here, '--auto_resume', train__total_iter=8, logger__keep_checkpoints=1)
+    assert (run / 'training_states' / '8.state').exists() and (run / 'models' / 'net_g_8.pth').exists()
+
+
+@pytest.mark.parametrize('reason', ['corrupt', 'small'])
+def test_a_first_picture_that_is_to_be_skipped_is_no_reason_not_to_start(here, reason):
+    first, changes = min((here / 'data' / 'gt').iterdir()), {'datasets__train__on_corrupt': 'skip'}
+    if reason == 'corrupt':
+        first.write_bytes(first.read_bytes()[:100])
+    else:
+        changes = {'datasets__train__small_images': 'skip', 'datasets__train__type': 'PairedCropDataset'}
+        for folder, side in (('gt', 8), ('lq', 4)):
+            cv2.imwrite(str(here / 'data' / folder / first.name), np.zeros((side, side, 3), np.uint8))
+    train(here, train__total_iter=2, **changes)
+
+
 FULL_DISK = """
 import resource, signal, sys
 from hat_plugin.cli import main
@@ -372,17 +405,20 @@ def test_pictures_that_do_not_fit_are_found_before_the_last_run_is_moved_aside(h
 
 
 def test_two_runs_of_one_name_do_not_mix(here, capsys):
-    options = training.write_options(here / 'options.yml', train__total_iter=10000, val__val_freq=10000)
+    endless = {'train__total_iter': 10000, 'val__val_freq': 10000, 'datasets__train__num_worker_per_gpu': 2}
+    options = training.write_options(here / 'options.yml', **endless)
     process = training.start(['-m', 'hat_plugin.train', '-opt', str(options)], here)
     assert process.stdout is not None
     next(line for line in process.stdout if 'iter:       1,' in line)
     for more in ([], ['--auto_resume']):
         assert main(['train', '-opt', str(options), *more]) == 2
         assert f'process {process.pid} trains under this name' in capsys.readouterr().err
-    os.killpg(process.pid, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    train(here)  # a killed run holds nothing, though its workers may live on for seconds
     training.finish(process)
-    assert [path.name for path in (here / 'experiments').iterdir() if path.is_dir()] == ['tiny']
-    train(here)  # a killed run holds nothing
+    names = [path.name.partition('_archived_')[0] for path in (here / 'experiments').iterdir() if path.is_dir()]
+    assert names == ['tiny', 'tiny']
 
 
 def test_states_that_are_damaged_or_of_another_program_are_passed_over(here, log):

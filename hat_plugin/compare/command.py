@@ -38,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('-o', '--output', type=Path, help='folder for all it makes (results/NAME)')
     add('--precision', choices=('fp32', 'bf16', 'fp16'), help='of every network; bf16: faster where there are '
         'instructions for it; fp16: on a GPU')  # fmt: skip
-    add('--rounds', type=whole_number(0), default=5, help='of the times, in turns; 0: measure none (%(default)s)')
+    add('--rounds', type=whole_number(0), default=5, help='timings of each network, in turns; 0: none (%(default)s)')
     add('--show', nargs='+', default=[], metavar='PICTURE[:TOP,LEFT]', help='parts of pictures for the figure '
         '(those in which the networks differ most)')  # fmt: skip
     add('--attribution', nargs='+', default=[], metavar='PICTURE[:TOP,LEFT]', help='draw local attribution maps of a '
         'window of the output')  # fmt: skip
-    add('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='who starts the ranks')
+    add('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='how ranks are started')
     add('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
     add('--force_yml', nargs='+', default=[], metavar='KEY=VALUE', help='change options of each file: val:metrics=...')
 

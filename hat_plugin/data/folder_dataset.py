@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
 from pydantic import Field
 from torch.utils.data import Dataset
 
 from hat_plugin.data.augment import finish
+from hat_plugin.data.names import picture_name
 from hat_plugin.data.options import PictureOptions, checked_options
-from hat_plugin.data.sources import FolderSource, listed_names, open_source, whole
+from hat_plugin.data.sources import listed_names, open_source, whole
 from hat_plugin.engine.options import Text
 from hat_plugin.errors import DataError
 
@@ -56,12 +56,13 @@ class FolderDataset(Dataset[dict[str, Any]]):
         return {'lq': finish(whole(picture), self.options), 'lq_path': self.paths[index]}
 
     def _check_unique(self) -> None:
-        """Results are saved under the picture's name, without folder and suffix."""
+        """Results are saved under a name without the ending."""
         seen: dict[str, str] = {}
         for name in self.names:
-            other = seen.setdefault(PurePosixPath(name).stem if isinstance(self.source, FolderSource) else name, name)
-            if other != name:
+            path = self.source.path(name)
+            other = seen.setdefault(picture_name(path, self.opt), path)
+            if other != path:
                 raise DataError(
-                    f'{self.source.path(name)} and {self.source.path(other)}: results of both would have one name; '
+                    f'{path} and {other}: results of both would have one name; '
                     'rename one, or restore the folder with `basicsr restore`'
                 )

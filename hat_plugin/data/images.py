@@ -208,6 +208,8 @@ def _check_jpeg(content: bytes, name: str) -> None:
     try:
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()
+    except Image.DecompressionBombError:  # too large for Pillow to look into, not for OpenCV
+        return
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f'{name}: is damaged or cut short ({error}); copy it again') from error
 

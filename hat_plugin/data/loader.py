@@ -125,7 +125,7 @@ def build_train_loader(
         order, stages, rank=rank, world_size=world_size, start=start_sample, iteration=start_iteration
     )
     return PictureLoader(
-        SeededDataset(dataset, seed=seed, **_skips(dataset_opt, options)),
+        SeededDataset(dataset, seed=seed, **sample_skips(dataset_opt)),
         samples_per_epoch=order.samples_per_epoch,
         batch_sampler=batches,
         to_cuda=options.prefetch_mode == 'cuda' and torch.cuda.is_available(),
@@ -147,7 +147,7 @@ def build_val_loader(
         raise DataError(f'data set {options.name}: is empty; there is nothing to validate on')
     indices = range(rank, len(dataset), world_size)
     return PictureLoader(
-        SeededDataset(dataset, seed=0, replace=False, add_index=True, **_skips(dataset_opt, options)),
+        SeededDataset(dataset, seed=0, replace=False, add_index=True, **sample_skips(dataset_opt)),
         samples_per_epoch=len(indices),
         sampler=_ListSampler(indices),
         batch_size=1,
@@ -155,9 +155,10 @@ def build_val_loader(
     )
 
 
-def _skips(dataset_opt: Mapping[str, Any], options: LoaderOptions) -> dict[str, bool]:
-    """Which samples are no reason to stop."""
-    return {'skip_corrupt': options.on_corrupt == 'skip', 'skip_small': dataset_opt.get('small_images') == 'skip'}
+def sample_skips(dataset_opt: Mapping[str, Any]) -> dict[str, bool]:
+    """Which samples are no reason to stop: arguments of `SeededDataset`."""
+    corrupt = loader_options(dataset_opt).on_corrupt == 'skip'
+    return {'skip_corrupt': corrupt, 'skip_small': dataset_opt.get('small_images') == 'skip'}
 
 
 def _worker_arguments(options: LoaderOptions, num_workers: int) -> dict[str, Any]:

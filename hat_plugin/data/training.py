@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hat_plugin.data.build import build_dataset
-from hat_plugin.data.loader import PictureLoader, build_train_loader, build_val_loader
+from hat_plugin.data.loader import PictureLoader, build_train_loader, build_val_loader, sample_skips
 from hat_plugin.data.sampler import Draw, samples_per_epoch
 from hat_plugin.data.seeded import Failure, SeededDataset
 from hat_plugin.engine import distributed
@@ -65,7 +65,8 @@ class TrainingData:
         Raises:
             DataError: a sample cannot be made, on whichever rank.
         """
-        draws: list[tuple[Any, Draw]] = [(SeededDataset(self.dataset, seed=0), Draw(0, 0, self.stages.at(1).gt_size))]
+        train_set = SeededDataset(self.dataset, seed=0, **sample_skips(self.options))
+        draws: list[tuple[Any, Draw]] = [(train_set, Draw(0, 0, self.stages.at(1).gt_size))]
         draws += [(loader.dataset, Draw(0, 0)) for loader in self.val_loaders]
         failure = ''
         for dataset, draw in draws:

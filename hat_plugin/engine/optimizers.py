@@ -174,10 +174,12 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     if len(ways) == len(state['param_groups']):  # else torch refuses it
         both = zip(state['param_groups'], ways, strict=True)
         state = {**state, 'param_groups': [{**saved, **way} for saved, way in both]}  # decides where steps are counted
-    optimizer.load_state_dict(state)
-    for parameter, kept in optimizer.state.items():
-        for name, value in kept.items():
-            if torch.is_tensor(value) and value.ndim and value.shape != parameter.shape:
-                raise ValueError(f'{name} of {tuple(value.shape)} for a weight of {tuple(parameter.shape)}')
-    for group, ours in zip(optimizer.param_groups, groups, strict=True):
-        group.update(ours)
+    try:
+        optimizer.load_state_dict(state)
+        for parameter, kept in optimizer.state.items():
+            for name, value in kept.items():
+                if torch.is_tensor(value) and value.ndim and value.shape != parameter.shape:
+                    raise ValueError(f'{name} of {tuple(value.shape)} for a weight of {tuple(parameter.shape)}')
+    finally:  # an older state may be tried after one that does not fit
+        for group, ours in zip(optimizer.param_groups, groups, strict=True):
+            group.update(ours)

@@ -14,13 +14,14 @@ from typing import Any
 from basicsr.utils import get_root_logger
 
 from hat_plugin.engine import distributed
+from hat_plugin.engine.checkpoint import numbered_states
 from hat_plugin.engine.files import remove_leftovers, write_text_atomic
 from hat_plugin.errors import HatPluginError
 
 
 @contextmanager
 def held(opt: dict[str, Any], is_main: bool) -> Iterator[None]:
-    """Keep a second run of the same name out while one is at work. A killed process holds nothing.
+    """Keep a second run of the same name out while one is at work. A killed process, its workers alive, holds nothing.
 
     Collective; rank 0 holds ``experiments/.<name>.lock``. Where the file system knows no locks there is none.
 
@@ -51,8 +52,8 @@ def _lock(lock: Any, experiment: Path) -> str:
     try:
         import fcntl
 
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no worker inherits it
+    except (BlockingIOError, PermissionError):
         lock.seek(0)
         return (
             f'{experiment}: process {lock.read().strip() or "of another machine"} trains under this name; wait for it, '
@@ -66,11 +67,17 @@ def _lock(lock: Any, experiment: Path) -> str:
     return ''
 
 
-def create(opt: dict[str, Any], option_file: str, *, resuming: bool) -> None:
+def create(opt: dict[str, Any], option_file: str, *, resumed: int) -> None:
     """Make a training run's folders and keep the option file in them.
 
-    A run of the same name from before is moved aside to ``<name>_archived_<time>`` unless it is resumed. Called once
+    A run of the same name from before is moved aside to ``<name>_archived_<time>`` unless it is resumed; of a run that
+    goes back to an earlier state the later ones are, so that --auto_resume does not go on from them. Called once
     everything else is known to be good, so that a failed start moves nothing.
+
+    Args:
+        opt: the run's options.
+        option_file: is kept in the folder.
+        resumed: the iteration that the run goes on from; 0 for a new run.
 
     Raises:
         HatPluginError: the folders cannot be made.
@@ -78,7 +85,7 @@ def create(opt: dict[str, Any], option_file: str, *, resuming: bool) -> None:
     experiment = Path(opt['path']['experiments_root'])
     try:
         text = _annotated(option_file)  # first: the file may lie in the folder that is moved aside
-        if not resuming:
+        if not resumed:
             _archive(experiment)
             if _wants_tensorboard(opt):
                 _archive(_tensorboard_folder(opt))
@@ -86,6 +93,8 @@ def create(opt: dict[str, Any], option_file: str, *, resuming: bool) -> None:
             Path(opt['path'][key]).mkdir(parents=True, exist_ok=True)
         for key in ('models', 'training_states'):
             remove_leftovers(opt['path'][key])
+        if not opt['auto_resume']:
+            _set_aside_after(resumed, Path(opt['path']['training_states']))
         write_text_atomic(experiment / Path(option_file).name, text)
     except OSError as error:
         raise HatPluginError(f'{experiment}: the folder of the run cannot be made ({error})') from error
@@ -110,13 +119,32 @@ def create_results(opt: dict[str, Any], option_file: str) -> None:
 def _archive(folder: Path) -> None:
     if not folder.exists():
         return
-    base = folder.with_name(f'{folder.name}_archived_{time.strftime("%Y%m%d_%H%M%S")}')
-    target, number = base, 1
-    while target.exists():  # a second one in the same second
-        number += 1
-        target = base.with_name(f'{base.name}_{number}')
+    target = _unused(folder.with_name(f'{folder.name}_archived_{time.strftime("%Y%m%d_%H%M%S")}'))
     get_root_logger().info(f'{folder} is there from an earlier run; it is moved to {target.name}')
     shutil.move(folder, target)
+
+
+def _set_aside_after(iteration: int, states: Path) -> None:
+    later = [path for number, path in numbered_states(states) if number > iteration]
+    if not later:
+        return
+    folder = _unused(states / f'after_{iteration}_{time.strftime("%Y%m%d_%H%M%S")}')
+    get_root_logger().warning(
+        f'{states} has {len(later)} later states, up to {later[0].name}, of a course that this run leaves; they are '
+        f'moved to {folder.name}'
+    )
+    folder.mkdir()
+    for path in later:
+        path.rename(folder / path.name)
+
+
+def _unused(path: Path) -> Path:
+    """The path, or one like it that is not there: a second one in the same second."""
+    target, number = path, 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f'{path.name}_{number}')
+    return target
 
 
 def _annotated(option_file: str) -> str:

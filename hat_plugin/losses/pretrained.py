@@ -34,17 +34,16 @@ def missing_weights(network: str, error: Exception, place: Path | None = None) -
     )
 
 
-def extra_package(name: str, what: str, extra: str) -> Any:
+def extra_package(name: str, what: str) -> Any:
     """An optional package.
 
     Raises:
-        HatPluginError: it is not installed, or broken; the extra of ours that brings it is named.
+        HatPluginError: it is not installed, or broken.
     """
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        remedy = f"`pip install 'hat-plugin[{extra}]'`, or `pip install {name}`"
-        raise HatPluginError(f'{what} needs the package {name} ({_first_line(error)}); {remedy}') from error
+        raise HatPluginError(f'{what} needs the package {name} ({_first_line(error)}); `pip install {name}`') from error
 
 
 def load_lpips(net: str) -> nn.Module:
@@ -59,7 +58,7 @@ def load_lpips(net: str) -> nn.Module:
     """
     if net not in LPIPS_TRUNKS:
         raise ValueError(f'net: {net!r}: one of {", ".join(LPIPS_TRUNKS)} is wanted')
-    package = extra_package('lpips', 'LPIPS', 'lpips')
+    package = extra_package('lpips', 'LPIPS')
     try:
         network: nn.Module = package.LPIPS(net=net, verbose=False)
     except (OSError, RuntimeError) as error:

@@ -114,7 +114,7 @@ def _lpips(net: str, device: torch.device) -> Any:
 
 @lru_cache(maxsize=2)
 def _pyiqa(name: str, device: torch.device) -> Any:
-    package = extra_package('pyiqa', name.upper(), 'pyiqa')
+    package = extra_package('pyiqa', name.upper())
     try:
         return package.create_metric(name, device=device)
     except (OSError, RuntimeError) as error:

@@ -83,15 +83,17 @@ def _write(
         'progress': progress,
     }
     checkpoint.save_torch_file(states_dir / f'{current_iter}.state', state)
-    _prune(model, states_dir, models_dir)
+    _prune(model, states_dir, models_dir, current_iter)
 
 
-def _prune(model: RestorationModel, states_dir: Path, models_dir: Path) -> None:
+def _prune(model: RestorationModel, states_dir: Path, models_dir: Path, written: int) -> None:
     """Delete all but the newest ``logger: keep_checkpoints`` pairs; states first, so that none lacks its networks."""
     keep = model.opt.get('logger', {}).get('keep_checkpoints')
     if not keep:
         return
     for iteration, state in list(checkpoint.numbered_states(states_dir))[keep:]:
+        if iteration == written:  # by a stranger's numbers it is not among the newest
+            continue
         state.unlink(missing_ok=True)
         for label in model.checkpoint_networks():
             (models_dir / f'{label}_{iteration}.pth').unlink(missing_ok=True)

@@ -102,6 +102,7 @@ class StepMixin:
 
     opt: dict[str, Any]
     device: torch.device
+    net_g: nn.Module
     lq: Tensor
     gt: Tensor | None
     amp: str | None
@@ -133,7 +134,8 @@ class StepMixin:
         assert self.gt is not None
         if not self.opt['train'].get('total_batch_size'):
             return [(self.lq, self.gt)]
-        size = micro_batch_size(self.opt, self.lq.shape[0], distributed.current_world().size)
+        devices = len(self.net_g.device_ids) if isinstance(self.net_g, nn.DataParallel) else 1
+        size = devices * micro_batch_size(self.opt, self.lq.shape[0], distributed.current_world().size)
         return list(zip(self.lq.split(size), self.gt.split(size), strict=True))
 
     def apply_step(

@@ -58,7 +58,7 @@ def _upright(array: np.ndarray, content: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content)) as image:
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return array  # OpenCV could read it; without EXIF that Pillow understands it stays as stored
     if orientation in (5, 6, 7, 8):
         array = array.transpose(1, 0, 2)
@@ -72,6 +72,20 @@ def _upright(array: np.ndarray, content: bytes) -> np.ndarray:
 def keeps_16_bits(suffix: str) -> bool:
     """Whether `write_image` writes 16 bits a channel into files of this suffix."""
     return suffix.lower() in _WRITERS and _WRITERS[suffix.lower()][0]
+
+
+def fitting(array: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    """A picture as the file's format can hold it: without an alpha channel that is opaque throughout.
+
+    Raises:
+        DataError: it is transparent somewhere, and the format has no transparency.
+    """
+    file = Path(path)
+    if array.shape[2] != 4 or file.suffix.lower() not in _WRITERS or _WRITERS[file.suffix.lower()][1]:
+        return array
+    if (array[..., 3] == np.iinfo(array.dtype).max).all():
+        return array[..., :3]
+    raise DataError(f'{file}: {file.suffix.lower()} has no transparency; give --ext png')
 
 
 def write_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
@@ -92,9 +106,8 @@ def write_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
     suffix = file.suffix.lower()
     if suffix not in _WRITERS:
         raise DataError(f'{file}: pictures are written as {", ".join(WRITTEN_SUFFIXES)}; give --ext png')
-    deep, transparent, parameters = _WRITERS[suffix]
-    if array.shape[2] == 4 and not transparent:
-        raise DataError(f'{file}: {suffix} has no transparency; give --ext png')
+    deep, _, parameters = _WRITERS[suffix]
+    array = fitting(array, file)
     if array.dtype == np.uint16 and not deep:
         array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     order = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}.get(array.shape[2])

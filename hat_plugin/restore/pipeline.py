@@ -18,7 +18,7 @@ from hat_plugin.engine.memory import is_out_of_memory
 from hat_plugin.engine.progress import progress
 from hat_plugin.engine.tiles import DEFAULT_OVERLAP, tiled_forward
 from hat_plugin.errors import DataError, HatPluginError
-from hat_plugin.restore.images import keeps_16_bits, read_picture, write_image
+from hat_plugin.restore.images import fitting, keeps_16_bits, read_picture, write_image
 from hat_plugin.restore.jobs import Existing, Job, check_outputs
 from hat_plugin.restore.network import Network
 
@@ -195,7 +195,7 @@ def restore_files(
 
 def _restore_file(network: Network, job: Job, settings: Settings | None, show_progress: bool) -> None:
     """Read, restore and write one picture."""
-    image = read_picture(job.source)
+    image = fitting(read_picture(job.source), job.target)  # before the work, not after it
     if image.dtype == np.uint16 and not keeps_16_bits(job.target.suffix):
         logger.warning('%s has 16 bits; %s holds 8. Give --ext png to keep them', job.source, job.target)
     restored = restore_image(network, image, settings, show_progress=show_progress)

@@ -139,7 +139,9 @@ def test_folder(tmp_path: Path, photos: Any) -> None:
     (tmp_path / 'meta.txt').write_text('sub/a c.png (30,41,1)\n')
     assert len(build_dataset(opt | {'meta_info_file': str(tmp_path / 'meta.txt')})) == 1
     (tmp_path / 'in' / 'sub' / 'b.jpg').write_bytes(b'x')
-    with pytest.raises(DataError, match=r'b\.jpg.*b\.png.*one name'):
+    assert len(build_dataset(opt)) == 3  # results of it go to a folder sub/ of theirs
+    (tmp_path / 'in' / 'b.jpg').write_bytes(b'x')
+    with pytest.raises(DataError, match=r'b\.png and .*b\.jpg: .*one name'):
         build_dataset(opt)
 
 

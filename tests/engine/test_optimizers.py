@@ -132,3 +132,15 @@ def test_a_state_goes_on_whether_it_was_fused_or_not(fused):
         return weight
 
     torch.testing.assert_close(trained(fused, not fused), trained(fused, fused))
+
+
+def test_a_state_that_does_not_fit_leaves_the_option_files_rates():
+    weight, other = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(4))
+    saved = build_optimizer([other], {'type': 'Adam', 'lr': 1.0, 'betas': [0.5, 0.5]})
+    other.grad = torch.ones(4)
+    saved.step()
+    optimizer = build_optimizer([weight], {'type': 'Adam', 'lr': 1e-4, 'betas': [0.9, 0.99]})
+    with pytest.raises(ValueError, match=r'of \(4,\) for a weight of \(3,\)'):
+        load_optimizer_state(optimizer, saved.state_dict())
+    (group,) = optimizer.param_groups
+    assert (group['lr'], tuple(group['betas'])) == (1e-4, (0.9, 0.99))

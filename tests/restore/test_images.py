@@ -58,6 +58,16 @@ def test_transparency(photos, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r'a.jpg: .jpg has no transparency; give --ext png'):
         write_image(tmp_path / 'a.jpg', picture)
     assert not (tmp_path / 'a.jpg').exists()
+    picture[..., 3] = 255
+    write_image(tmp_path / 'a.bmp', picture)  # nothing is lost
+    np.testing.assert_array_equal(read_picture(tmp_path / 'a.bmp'), photo)
+
+
+def test_pictures_too_large_for_pillow_are_read(photos, tmp_path: Path, monkeypatch) -> None:
+    photo = photos.small('coffee')
+    write_image(tmp_path / 'a.png', photo)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    np.testing.assert_array_equal(read_picture(tmp_path / 'a.png'), photo)
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
