@@ -9,7 +9,7 @@ from yaml_text import option_file
 from hat_plugin.prepare import layout
 
 DATA = 'DF2K_OST'
-PREPARE = f'basicsr prepare folder DF2K OST --name {DATA} --scale 1 (DIV2K, Flickr2K and OutdoorScene)'
+PREPARE = f'basicsr prepare folder PICTURES --name {DATA} --scale 1 (DIV2K, Flickr2K and OutdoorScene in one folder)'
 SOURCE = 'official training settings of Real-HAT [R]'
 MARKS = "[R] read in the project's files; nothing here was measured by this plugin"
 HARDWARE = 'published 8 GPUs of 4 patches'
