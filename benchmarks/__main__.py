@@ -55,6 +55,13 @@ def parser() -> argparse.ArgumentParser:
     add('--sizes', nargs='+', type=positive, metavar='SIDE', help='of the LR picture (default: 64 128 256)')
     add('--growth-sizes', nargs='+', type=positive, metavar='SIDE', help='default: 64 128 192 256 384 512')
     add('--batch', type=positive, help='of the training step that is timed (default: 1, on CUDA 4)')
+    add(
+        '--drop-path',
+        type=rate,
+        default=0.0,
+        metavar='RATE',
+        help='in that step; published trainings have 0.1 (default: 0)',
+    )
     add('--precisions', nargs='+', choices=list(PRECISIONS), help='default: all, fp32 on a CPU that has no bf16')
     add('--codes', nargs='+', choices=CODES, help='whose contenders: default all; the first row is the base')
     add('--compile', action='store_true', help='time torch.compile as well (minutes of compiling on a CPU)')
@@ -68,6 +75,14 @@ def parser() -> argparse.ArgumentParser:
     add('--save', action='store_true', help='write <date>_<machine>.md, and the plot, into the folder of results')
     add('--results', type=Path, default=RESULTS, metavar='FOLDER', help='default: %(default)s')
     return made
+
+
+def rate(text: str) -> float:
+    """An argument that is a probability."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f'{text}: give a number from 0 to below 1')
+    return value
 
 
 def positive(text: str) -> int:
@@ -158,6 +173,7 @@ def settings_of(args: argparse.Namespace, device: torch.device, found: Machine) 
         'sizes': tuple(args.sizes or settings.sizes),
         'growth_sizes': tuple(args.growth_sizes or settings.growth_sizes),
         'batches': (batch, max(2, batch)),
+        'drop_path': args.drop_path,
     }
     plan = settings.plan
     rounds = args.rounds or plan.rounds

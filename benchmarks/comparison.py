@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks import limits, report
-from benchmarks.networks import Contender
+from benchmarks.networks import SWINIR, Contender
 from benchmarks.report import Section
 from benchmarks.settings import Settings
 from hat_plugin.compare.text import megabytes, seconds
@@ -103,7 +103,7 @@ def _add_row(
             seconds(times['wall']),
             seconds(times['cpu']),
             f'{distance:.1f}',
-            'another network' if entry.difference is None else f'{entry.difference:.1e}',
+            _difference(entry),
         )
     )
     section.records.append(
@@ -117,6 +117,12 @@ def _add_row(
             'difference': entry.difference,
         }
     )
+
+
+def _difference(entry: Entry) -> str:
+    if entry.contender.code == SWINIR:
+        return 'another network'
+    return '-' if entry.difference is None else f'{entry.difference:.1e}'
 
 
 def _times(ratio: Spread) -> str:

@@ -76,7 +76,7 @@ def _published_arguments(label: str) -> dict[str, Any]:
 
 
 def arguments_of(network: str, code: str) -> dict[str, Any]:
-    """Constructor arguments, of the option files for x4; stochastic depth is off, so that a step is repeatable.
+    """Constructor arguments, of the option files for x4, without stochastic depth.
 
     Args:
         network: one of NETWORKS.
@@ -94,18 +94,23 @@ def arguments_of(network: str, code: str) -> dict[str, Any]:
     return {**{key: value for key, value in chosen.items() if key != 'type'}, 'drop_path_rate': 0.0}
 
 
-def build(network: str, contender: Contender) -> nn.Module:
+def build(network: str, contender: Contender, drop_path: float = 0.0) -> nn.Module:
     """A network with random weights, the same for OURS and PUBLISHED, on the CPU, in evaluation mode.
+
+    Args:
+        network: one of NETWORKS.
+        contender: whose code it is.
+        drop_path: rate of stochastic depth, 0.1 in published trainings; at 0 a step is repeatable.
 
     Raises:
         RuntimeError: the two have different parameters: there would be nothing to compare.
     """
-    return copy.deepcopy(_built(network, contender.code, contender.checkpoint))
+    return copy.deepcopy(_built(network, contender.code, contender.checkpoint, drop_path))
 
 
 @lru_cache(maxsize=4)
-def _built(network: str, code: str, checkpoint: bool) -> nn.Module:
-    arguments = arguments_of(network, code)
+def _built(network: str, code: str, checkpoint: bool, drop_path: float) -> nn.Module:
+    arguments = {**arguments_of(network, code), 'drop_path_rate': drop_path}
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='torch.meshgrid')  # the rivals' index tables

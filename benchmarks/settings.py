@@ -26,6 +26,7 @@ class Settings:
         growth_sizes: the same, for cost as size grows, of the first network.
         training_side: side of an LR training patch.
         batches: training batches: of the step that is timed, and of the one whose memory is measured.
+        drop_path: rate of stochastic depth in the step that is timed.
         precisions: of `networks.PRECISIONS`: contenders in others are left out.
         codes: whose contenders are measured.
         plan: rounds and seconds.
@@ -45,6 +46,7 @@ class Settings:
     growth_sizes: tuple[int, ...] = (64, 128, 192, 256, 384, 512)
     training_side: int = 64
     batches: tuple[int, int] = (1, 2)
+    drop_path: float = 0.0
     precisions: tuple[str, ...] = tuple(PRECISIONS)
     codes: tuple[str, ...] = CODES
     plan: Plan = field(default_factory=Plan)

@@ -41,9 +41,11 @@ ADAM: dict[str, Any] = {'lr': 1e-4, 'betas': (0.9, 0.99)}  # published
 class Step:
     """A network in training: each has the optimiser that its own pipeline would make of the published option file."""
 
-    def __init__(self, network: str, contender: Contender, device: torch.device, side: int, batch: int) -> None:
+    def __init__(
+        self, network: str, contender: Contender, device: torch.device, side: int, batch: int, drop_path: float = 0.0
+    ) -> None:
         self.contender, self.device = contender, device
-        self.net = build(network, contender).to(device).train()
+        self.net = build(network, contender, drop_path).to(device).train()
         self.run = callable_of(self.net, contender)
         if contender.code == OURS:
             self.optimizer = build_optimizer(self.net.parameters(), {'type': 'Adam', **ADAM})
@@ -78,9 +80,9 @@ def run(settings: Settings) -> Iterator[Section]:
         entries = []
         expected: Tensor | None = None
         for who in with_compiled(settings.timed(CONTENDERS), settings.compiled):
-            step = Step(network, who, settings.device, side, batch)
+            step = Step(network, who, settings.device, side, batch, settings.drop_path)
             difference = None
-            if who.code != SWINIR:  # at the weights that they all start from
+            if who.code != SWINIR and not settings.drop_path:  # at the weights that they all start from
                 step.backward()
                 found = step.gradient()
                 expected = found if expected is None else expected
@@ -88,5 +90,6 @@ def run(settings: Settings) -> Iterator[Section]:
             flops = 3 * batch * forward_flops(network, who.code, side)  # backward: for the input, and for the weights
             entries.append(Entry(who, step, flops, difference))
         title = f'Training step: {network} x4, batch {batch}, LR {side}x{side}'
+        title += f', drop path {settings.drop_path:g}' if settings.drop_path else ''
         case = {'part': 'training', 'network': network, 'side': side, 'batch': batch}
         yield compare(title, case, entries, settings)

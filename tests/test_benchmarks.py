@@ -317,6 +317,17 @@ def test_quick_run_on_cuda(capsys: pytest.CaptureFixture[str]) -> None:
     assert f'Accelerator: {torch.cuda.get_device_name()}' in capsys.readouterr().out
 
 
+def test_a_step_as_published_trainings_have_it(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ['--quick', '--device', 'cpu', '--part', 'training', '--codes', 'published', 'ours']
+    assert main([*arguments, '--precisions', 'fp32', '--drop-path', '0.9']) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(('## Training', '| ours fp32'))]
+    assert rows[0].endswith(', drop path 0.9') and rows[1].rstrip(' |').endswith(' -')  # they draw for themselves
+    net = networks.build('tiny', Contender(OURS), 0.9)
+    assert max(getattr(module, 'drop_prob', 0.0) for module in net.modules()) == 0.9
+    with pytest.raises(SystemExit):
+        main([*arguments, '--drop-path', '1'])
+
+
 def test_results_of_one_day_do_not_overwrite_each_other(tmp_path: Path) -> None:
     for _ in range(2):
         report.ResultFile(tmp_path, '2026-01-31_cpu').add('text')

@@ -48,15 +48,17 @@ def psnrs(run: Path) -> list[str]:
     return re.findall(r'# psnr: ([\d.]+)', text)
 
 
-def test_two_ranks_train_validate_save_and_resume_as_one(here):
+@pytest.mark.parametrize('batch', [2, 1], ids=['whole', 'accumulated'])
+def test_two_ranks_train_validate_save_and_resume_as_one(here, batch):
     one = training.write_options(here / 'one.yml', name='one', **WHOLE_BATCH)
     assert main(['train', '-opt', str(one)]) == 0
     expected = training.networks(here / 'experiments/one')
 
-    two = training.write_options(here / 'two.yml', name='two', **{**WHOLE_BATCH, 'train__total_iter': 3})
+    of_two = {**WHOLE_BATCH, 'datasets__train__batch_size_per_gpu': batch}  # of each rank's two samples
+    two = training.write_options(here / 'two.yml', name='two', **{**of_two, 'train__total_iter': 3})
     code, output = training.finish(torchrun(here, 'hat_plugin.train', '-opt', str(two)))
     assert code == 0, output
-    training.write_options(two, name='two', **WHOLE_BATCH)
+    training.write_options(two, name='two', **of_two)
     code, output = training.finish(torchrun(here, 'hat_plugin.train', '-opt', str(two), '--auto_resume'))
     assert code == 0, output
     assert 'Resuming training from epoch: 1, iter: 3.' in output

@@ -211,6 +211,7 @@ def test_gan_step_in_micro_batches_moves_the_discriminator_alike(options: Callab
         losses.append(model.log_dict)
     assert losses[0]['l_g_pix'] == pytest.approx(losses[1]['l_g_pix'], rel=1e-4)
     assert losses[0]['l_d_real'] == pytest.approx(losses[1]['l_d_real'], rel=0.05)
+    assert losses[0]['grad_norm_d'] == pytest.approx(losses[1]['grad_norm_d'], rel=0.2)
 
 
 def test_steps_that_are_read_later_are_the_same_steps(options: Callable[..., dict[str, Any]]) -> None:
