@@ -196,7 +196,7 @@ def test_two_iterations_of_the_published_options(
 
 
 def test_gan_step_in_micro_batches_moves_the_discriminator_alike(options: Callable[..., dict[str, Any]]) -> None:
-    """Two micro-batches of one give the gradient of one batch of two (but for spectral norm's power iterations)."""
+    """Two micro-batches of one give the gradient of one batch of two, once spectral norm's power iterations are done."""
     losses = []
     for size in (2, 1):
         opt = options('RealHATGANModel', train={'total_batch_size': 2})
@@ -205,13 +205,16 @@ def test_gan_step_in_micro_batches_moves_the_discriminator_alike(options: Callab
         opt['datasets']['train']['batch_size_per_gpu'] = size
         seed_all(0)
         model = RealHATGANModel(opt)
+        with torch.no_grad():
+            for _ in range(100):
+                model.net_d.train()(torch.rand(1, 3, 32, 32))
         seed_all(0)
         model.feed_data(batch)
         model.optimize_parameters(1)
         losses.append(model.log_dict)
     assert losses[0]['l_g_pix'] == pytest.approx(losses[1]['l_g_pix'], rel=1e-4)
-    assert losses[0]['l_d_real'] == pytest.approx(losses[1]['l_d_real'], rel=0.05)
-    assert losses[0]['grad_norm_d'] == pytest.approx(losses[1]['grad_norm_d'], rel=0.2)
+    assert losses[0]['l_d_real'] == pytest.approx(losses[1]['l_d_real'], rel=0.01)
+    assert losses[0]['grad_norm_d'] == pytest.approx(losses[1]['grad_norm_d'], rel=0.02)
 
 
 def test_steps_that_are_read_later_are_the_same_steps(options: Callable[..., dict[str, Any]]) -> None:
