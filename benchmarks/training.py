@@ -91,5 +91,5 @@ def run(settings: Settings) -> Iterator[Section]:
             entries.append(Entry(who, step, flops, difference))
         title = f'Training step: {network} x4, batch {batch}, LR {side}x{side}'
         title += f', drop path {settings.drop_path:g}' if settings.drop_path else ''
-        case = {'part': 'training', 'network': network, 'side': side, 'batch': batch}
+        case = {'part': 'training', 'network': network, 'side': side, 'batch': batch, 'drop_path': settings.drop_path}
         yield compare(title, case, entries, settings)

@@ -113,8 +113,7 @@ def _train(args: argparse.Namespace, opt: dict[str, Any], world: distributed.Wor
         progress.seed = seed
     opt['manual_seed'] = progress.seed
     total_iter = int(opt['train']['total_iter'])
-    last = (Path(opt['path']['models']) / 'net_g_latest.pth').exists()
-    if progress.iteration >= total_iter and distributed.from_main(last):
+    if progress.iteration >= total_iter and distributed.from_main(run_folder.is_complete(opt, progress.iteration)):
         logger.info(f'Training is complete: the checkpoint is of iteration {progress.iteration:,} of {total_iter:,}.')
         return 0
 

@@ -21,6 +21,7 @@ import training
 from hat_plugin.cli import main
 from hat_plugin.engine.options import load_options
 from hat_plugin.errors import OptionsError
+from hat_plugin.models import states
 
 
 @pytest.fixture
@@ -283,14 +284,38 @@ def test_explicit_resume_from_another_runs_state(here):
 
 def test_going_back_to_an_earlier_state_leaves_the_later_ones_aside(here, log):
     run = train(here)
-    states = run / 'training_states'
-    train(here, path__resume_state=str(states / '4.state'), train__total_iter=5, logger__save_checkpoint_freq=1)
+    folder = run / 'training_states'
+    train(here, path__resume_state=str(folder / '4.state'), train__total_iter=5, logger__save_checkpoint_freq=1)
     assert 'has 2 later states, up to 12.state' in log()
-    (aside,) = (path for path in states.iterdir() if path.is_dir())
-    assert aside.name.startswith('after_4_') and {path.name for path in aside.iterdir()} == {'8.state', '12.state'}
+    (aside,) = run.glob('after_4_*')
+    found = {path.name for path in aside.glob('*/*')}
+    assert found == {'8.state', '12.state', 'net_g_8.pth', 'net_g_12.pth', 'net_g_latest.pth'}
     train(here, '--auto_resume', train__total_iter=6, logger__save_checkpoint_freq=1)
     assert 'iter: 5.' in log()
-    assert {path.name for path in states.glob('*.state')} == {'4.state', '5.state', '6.state'}
+    assert {path.name for path in folder.glob('*.state')} == {'4.state', '5.state', '6.state'}
+    train(here, path__resume_state=str(aside / 'training_states/8.state'), name='other')  # from what was left
+    assert 'iter: 8.' in log()
+
+
+def test_a_longer_run_killed_at_its_end_is_not_taken_for_complete(here, monkeypatch, log):
+    run = train(here, train__total_iter=4)
+    save = states._write
+
+    def fails(model, epoch, current_iter, *others):
+        if current_iter == -1:
+            raise KeyboardInterrupt
+        save(model, epoch, current_iter, *others)
+
+    monkeypatch.setattr(states, '_write', fails)
+    options = training.write_options(here / 'options.yml', train__total_iter=8)
+    assert main(['train', '-opt', str(options), '--auto_resume']) == 130
+    assert (run / 'training_states' / '8.state').exists()
+    assert training.same(training.networks(run), training.networks(run, '4'))  # still that of the shorter run
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    train(here, '--auto_resume', train__total_iter=8)
+    assert 'Training is complete' not in log()
+    assert training.same(training.networks(run), training.networks(run, '8'))
 
 
 def test_the_state_that_was_just_written_is_kept_whatever_strangers_lie_there(here):

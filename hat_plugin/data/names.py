@@ -21,7 +21,8 @@ def picture_name(lq_path: str, dataset_opt: Mapping[str, Any]) -> str:
         if root is not None and path.is_relative_to(root):
             return path.relative_to(root).with_suffix('').as_posix()
     key = PurePosixPath(lq_path)
-    in_lmdb = (dataset_opt.get('io_backend') or {}).get('type') == 'lmdb'
+    backend = dataset_opt.get('io_backend') or {}
+    in_lmdb = backend.get('type') == 'lmdb' or 'db_paths' in backend  # BasicSR's data sets take the type out
     if in_lmdb and not key.is_absolute() and '..' not in key.parts:
         return str(key)
     return path.stem

@@ -94,10 +94,19 @@ def create(opt: dict[str, Any], option_file: str, *, resumed: int) -> None:
         for key in ('models', 'training_states'):
             remove_leftovers(opt['path'][key])
         if not opt['auto_resume']:
-            _set_aside_after(resumed, Path(opt['path']['training_states']))
+            _set_aside_after(resumed, opt)
         write_text_atomic(experiment / Path(option_file).name, text)
     except OSError as error:
         raise HatPluginError(f'{experiment}: the folder of the run cannot be made ({error})') from error
+
+
+def is_complete(opt: dict[str, Any], iteration: int) -> bool:
+    """Whether the last file of a run is there, which is written after the state, and is not of a shorter run before."""
+    last = Path(opt['path']['models']) / 'net_g_latest.pth'
+    state = Path(opt['path']['training_states']) / f'{iteration}.state'
+    if not last.exists() or not state.exists():
+        return last.exists()
+    return last.stat().st_mtime_ns >= state.stat().st_mtime_ns
 
 
 def create_results(opt: dict[str, Any], option_file: str) -> None:
@@ -124,18 +133,23 @@ def _archive(folder: Path) -> None:
     shutil.move(folder, target)
 
 
-def _set_aside_after(iteration: int, states: Path) -> None:
-    later = [path for number, path in numbered_states(states) if number > iteration]
+def _set_aside_after(iteration: int, opt: dict[str, Any]) -> None:
+    """Move later states, and their networks, to a folder from which they can be resumed."""
+    states, models = (Path(opt['path'][key]) for key in ('training_states', 'models'))
+    later = {str(number): path for number, path in numbered_states(states) if number > iteration}
     if not later:
         return
-    folder = _unused(states / f'after_{iteration}_{time.strftime("%Y%m%d_%H%M%S")}')
+    experiment = Path(opt['path']['experiments_root'])
+    folder = _unused(experiment / f'after_{iteration}_{time.strftime("%Y%m%d_%H%M%S")}')
     get_root_logger().warning(
-        f'{states} has {len(later)} later states, up to {later[0].name}, of a course that this run leaves; they are '
-        f'moved to {folder.name}'
+        f'{experiment} has {len(later)} later states, up to {max(later, key=int)}.state, of a course that this run '
+        f'leaves; they are moved to {folder.name}'
     )
-    folder.mkdir()
-    for path in later:
-        path.rename(folder / path.name)
+    networks = [path for path in models.glob('*.pth') if path.stem.rpartition('_')[2] in (*later, 'latest')]
+    for place, paths in ((folder / states.name, later.values()), (folder / models.name, networks)):
+        place.mkdir(parents=True)
+        for path in paths:
+            path.rename(place / path.name)
 
 
 def _unused(path: Path) -> Path:

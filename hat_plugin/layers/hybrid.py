@@ -79,7 +79,7 @@ class HAB(nn.Module):
         attended = self.attn.attended_pixels(kept.of(qkv), tables.self_index, tables.masks, shift)
         if kept.samples is None:
             return add_linear(x, attended, self.attn.proj, branch, factor=kept.factor)
-        x = torch.addcmul(x, *(part.to(x.dtype) for part in branch))
+        x = x + branch[0] * branch[1]
         return kept.back(x, add_linear(kept.of(x), attended, self.attn.proj, factor=kept.factor))
 
     def _by_one_kernel(self, x: Tensor, tables: WindowTables, layers: BlockLayers) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hat_plugin.kernels.operands import Norm, is_hooked
+from hat_plugin.kernels.operands import Norm, is_hooked, is_traced
 from hat_plugin.layers.convolution import Conv2d
 from hat_plugin.layers.lean import through
 from hat_plugin.layers.recipe import is_plain
@@ -57,7 +57,7 @@ class ChannelAttention(nn.Module):
             seen: Tensor = self.attention(like_weights(x, down).permute(0, 3, 1, 2))
             return seen.permute(0, 2, 3, 1)
         if means is None:
-            means = _Means.apply(x) if torch.is_grad_enabled() else _means(x)
+            means = _Means.apply(x) if torch.is_grad_enabled() and not is_traced() else _means(x)
         means = like_weights(means, down)
         y = F.linear(means, down.weight.flatten(1), down.bias)  # less to launch than convolutions of a pixel
         return F.linear(F.relu(y), up.weight.flatten(1), up.bias).sigmoid()[:, None, None]
@@ -104,7 +104,8 @@ class CAB(nn.Module):
         weigh = self.cab[3]
         if isinstance(weigh, ChannelAttention) and not any(map(is_hooked, weigh.modules())):
             return features, weigh.weights(features, means)
-        features = weigh(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        like = weigh.attention[1] if isinstance(weigh, ChannelAttention) else weigh
+        features = weigh(like_weights(features, like).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return features, features.new_ones(features.shape[0], 1, 1, features.shape[-1])
 
     def in_strips(self, x: Tensor, prepare: nn.Module | None = None) -> tuple[Tensor, Tensor]:

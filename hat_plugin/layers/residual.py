@@ -27,7 +27,7 @@ class Kept(NamedTuple):
 
     def of(self, x: Tensor) -> Tensor:
         """These samples of (B, ...)."""
-        return x if self.samples is None else x[self.samples]
+        return x if self.samples is None else x.index_select(0, self.samples)
 
     def back(self, x: Tensor, changed: Tensor) -> Tensor:
         """x with what became of these samples in their place."""

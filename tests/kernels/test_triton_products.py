@@ -49,8 +49,8 @@ def random(*shape: int, dtype: torch.dtype, device: str, seed: int) -> Tensor:
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize(('inputs', 'outputs'), [(180, 70), (12, 36), (48, 48), (64, 17), (6, 180)])
 def test_linear(device: str, inputs: int, outputs: int, dtype: torch.dtype, stream: torch.dtype | None) -> None:
-    need_room(device, dtype)
     """Normalised; and with what is added: an image, and one that has a factor for each channel."""
+    need_room(device, dtype)
     stream = stream or dtype
     x, weight, bias = (random(*shape, dtype=dtype, device=device, seed=seed) for seed, shape in enumerate(
         [(2, 3, 5, inputs), (outputs, inputs), (outputs,)]

@@ -196,7 +196,7 @@ def test_two_iterations_of_the_published_options(
 
 
 def test_gan_step_in_micro_batches_moves_the_discriminator_alike(options: Callable[..., dict[str, Any]]) -> None:
-    """Two micro-batches of one give the gradient of one batch of two, once spectral norm's power iterations are done."""
+    """Two micro-batches of one give the gradient of one batch of two, once spectral norm has been iterated."""
     losses = []
     for size in (2, 1):
         opt = options('RealHATGANModel', train={'total_batch_size': 2})

@@ -427,4 +427,5 @@ def test_results_of_pictures_with_one_name_in_two_folders_do_not_meet(path, name
     ('key', 'name'), [('000/00000001', '000/00000001'), ('a.b', 'a.b'), ('../x', 'x'), ('/y', 'y')]
 )
 def test_results_of_an_lmdb_have_the_names_of_its_keys(key, name):
-    assert picture_name(key, {'dataroot_lq': 'data/lq.lmdb', 'io_backend': {'type': 'lmdb'}}) == name
+    for backend in ({'type': 'lmdb'}, {'db_paths': ['data/lq.lmdb']}):  # as BasicSR's data sets leave it
+        assert picture_name(key, {'dataroot_lq': 'data/lq.lmdb', 'io_backend': backend}) == name
