@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,11 +101,12 @@ def _check(library: Path) -> None:
 
 
 def _compile(compiler: list[str], target: Path, *more: str) -> None:
-    """Compile with `FLAGS` and more, then link without OpenMP, as `library.open_library` explains."""
+    """Compile with `FLAGS` and more, all at once, then link without OpenMP, as `library.open_library` explains."""
     compiled = {source: target.with_suffix(f'.{number}.o') for number, source in enumerate(SOURCES)}
+    calls = [[*compiler, *FLAGS, *more, '-c', str(source), '-o', str(made)] for source, made in compiled.items()]
     try:
-        for source, made in compiled.items():
-            _run([*compiler, *FLAGS, *more, '-c', str(source), '-o', str(made)], 'the compiler')
+        with ThreadPoolExecutor(len(calls)) as pool:
+            list(pool.map(lambda call: _run(call, 'the compiler'), calls))
         _run([*compiler, '-shared', *map(str, compiled.values()), '-o', str(target)], 'the linker')
         target.chmod(0o700)
     finally:

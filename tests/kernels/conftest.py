@@ -1,13 +1,17 @@
-"""The kernel, compiled once for all tests here, by two processes at a time: that tests the lock along the way."""
+"""The kernels, compiled once for all tests here, by two processes at a time: that tests the lock along the way."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import json
 import multiprocessing
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,13 +37,30 @@ class Built:
     compiler_calls: list[str]
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
+    """A folder of the test run, and what `make` said of it, called by one of the processes that share the tests."""
+    root = factory.getbasetemp().parent if 'PYTEST_XDIST_WORKER' in os.environ else factory.getbasetemp()
+    folder, said = root / name, root / f'{name}.json'
+    with open(root / f'{name}.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            folder.mkdir(exist_ok=True)
+            said.write_text(json.dumps(make(folder)))
+    return folder, json.loads(said.read_text())
+
+
 @pytest.fixture(scope='session')
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The kernels as a user builds them."""
+    folder, (exit_codes, calls) = once(tmp_path_factory, 'kernels', _build)
+    return Built(folder / 'cache' / 'kernels', exit_codes, calls)
+
+
+def _build(folder: Path) -> tuple[list[int | None], list[str]]:
     """Build through a script that notes how often the compiler is called; or skip."""
     compiler = next(filter(None, map(shutil.which, ('g++', 'c++', 'clang++'))), None)
     if compiler is None:
         pytest.skip('no C++ compiler on this machine')
-    folder = tmp_path_factory.mktemp('kernels')
     calls, wrapper = folder / 'calls', folder / 'counting compiler'
     wrapper.write_text(f'#!/bin/sh\necho "$*" >> "{calls}"\nexec {compiler} "$@"\n')
     wrapper.chmod(0o700)
@@ -51,9 +72,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
             process.start()
         for process in running:
             process.join(timeout=300)
-    return Built(
-        folder / 'cache' / 'kernels', [process.exitcode for process in running], calls.read_text().splitlines()
-    )
+    return [process.exitcode for process in running], calls.read_text().splitlines()
 
 
 @pytest.fixture(scope='module')
@@ -78,12 +97,14 @@ def by_cpp(kernel: object) -> Iterator[None]:
 @pytest.fixture(scope='session')
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The kernels with AMX in C++, that way chosen."""
-    file = tmp_path_factory.mktemp('emulated') / 'kernels.so'
-    try:
-        build._compile(build._compiler(), file, '-DHAT_EMULATED_TILES')
-    except build.BuildError as error:
-        pytest.skip(f'no C++ compiler on this machine: {error}')
-    loaded = library.open_library(file)
+
+    def make(folder: Path) -> None:
+        try:
+            build._compile(build._compiler(), folder / 'kernels.so', '-DHAT_EMULATED_TILES')
+        except build.BuildError as error:
+            pytest.skip(f'no C++ compiler on this machine: {error}')
+
+    loaded = library.open_library(once(tmp_path_factory, 'emulated', make)[0] / 'kernels.so')
     if loaded.hat_bf16_way(AMX) != AMX:
         pytest.skip('vectors of this processor are too short')
     return loaded
