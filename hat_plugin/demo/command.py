@@ -108,13 +108,14 @@ def _next(folder: Path, options: Path, iterations: int) -> str:
     folder_of_options = options.parent
     if folder_of_options.is_relative_to(Path.cwd()):
         folder_of_options = folder_of_options.relative_to(Path.cwd())
-    opt, recipe = (shlex.quote(str(folder_of_options / name)) for name in (steps.OPTION_FILE, 'train_HAT_SRx4.yml'))
+    opt, recipe = (shlex.quote(str(folder_of_options / name)) for name in (steps.OPTION_FILE, 'train_HAT_SRx2.yml'))
     weights = shlex.quote(str(folder / steps.weights_file(iterations)))
     return f"""\
 Look at {folder / 'comparison.png'}. What to run next:
   basicsr restore PHOTO.jpg -o PHOTO_x4.png --weights {weights} --opt {opt}
                                             a photograph of your own, with the weights just trained
   basicsr prepare df2k ARCHIVES             the published training set, from its unpacked archives
+  basicsr prepare benchmark ARCHIVES/benchmark    the test sets, on which the next one validates
   basicsr check -opt {recipe}
   basicsr train -opt {recipe} --auto_resume"""
 
