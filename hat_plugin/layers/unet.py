@@ -140,8 +140,7 @@ class HybridBlock(nn.Module):
         """What local enhancement adds to attention's result, and the factor of each channel."""
         if self.local is None:
             return None
-        features = self.local(like_weights(self.norm1(x), self.local.conv))
-        return features.to(x.dtype), x.new_ones(x.shape[-1])
+        return self.local(self.norm1(x)).to(x.dtype), x.new_ones(x.shape[-1])
 
 
 class HybridLevel(nn.Module):
